@@ -1,0 +1,1 @@
+"""Command line: one file a command, built on the façade and on nothing below it."""
