@@ -1,0 +1,245 @@
+"""Bring a checkpoint from the Hugging Face hub (or a server that speaks its protocol) into a model folder."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_gptoss.errors import ConfigError, DownloadError, GptOssError, InsufficientDiskError
+from mlx_gptoss.registry import Registry, canonical_name
+
+WANTED = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "chat_template.jinja",
+    "LICENSE*",
+    "USAGE_POLICY*",
+)
+# A conversion writes as many bytes as it reads; the margin covers headers, padding and the journal.
+DISK_MARGIN_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """`phase` is "download" or "convert"; bytes done and in all; the file being worked on."""
+
+    phase: str
+    completed: int
+    total: int
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file of a hub repository: its name there, its size in bytes and its content hash, if told."""
+
+    name: str
+    size: int
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """What a hub repository offers at one revision (`commit` is the full hash)."""
+
+    name: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+Progress = Callable[[PullProgress], None]
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _download_error(name: str, error: Exception) -> DownloadError:
+    from huggingface_hub import errors as hub_errors
+
+    if isinstance(error, hub_errors.GatedRepoError):
+        return DownloadError(
+            f"{name} needs permission",
+            hint=f"Accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`.",
+        )
+    if isinstance(error, hub_errors.RevisionNotFoundError):
+        return DownloadError(f"{name} has no such revision", hint="Leave --revision out for the newest.")
+    if isinstance(error, hub_errors.RepositoryNotFoundError):
+        return DownloadError(f"the hub has no model {name}", hint="Check the spelling; private models need `hf auth login`.")
+    return DownloadError(
+        f"cannot download {name}",
+        got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"[:300],
+        hint="Check the network, then run the same command again: it resumes where it stopped.",
+    )
+
+
+def look_up(name: str, *, revision: str | None = None, endpoint: str | None = None) -> RemoteModel:
+    """Ask the hub which files a model has. Only what a conversion needs is listed (no `original/`, no `metal/`)."""
+    from huggingface_hub import HfApi
+
+    repository = canonical_name(name)
+    if "/" not in repository:
+        raise DownloadError(f"{name} is not a hub id", expected="owner/name, for example openai/gpt-oss-20b")
+    if _offline():
+        raise DownloadError(f"cannot download {repository}: HF_HUB_OFFLINE is set", hint="Unset it and try again.")
+    try:
+        info = HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True)
+    except Exception as error:
+        raise _download_error(repository, error) from error
+    files = tuple(
+        RemoteFile(sibling.rfilename, int(sibling.size or 0), str(getattr(sibling.lfs, "sha256", "") or ""))
+        for sibling in info.siblings or ()
+        if "/" not in sibling.rfilename and any(fnmatch.fnmatch(sibling.rfilename, pattern) for pattern in WANTED)
+    )
+    if not any(file.name == "config.json" for file in files) or not any(
+        file.name.endswith(".safetensors") for file in files
+    ):
+        raise ConfigError(
+            f"{repository} is not a checkpoint that can be converted",
+            expected="config.json and *.safetensors",
+            got=", ".join(sorted(sibling.rfilename for sibling in info.siblings or ())[:8]) or "no files",
+        )
+    return RemoteModel(repository, str(info.sha or revision or "main"), files)
+
+
+def check_disk(model: RemoteModel, registry: Registry) -> None:
+    """Refuse before the first byte when the disk cannot hold the download and the model folder together."""
+    staging = registry.download_folder(model.name)
+    present = sum(min(_size(staging / file.name), file.size) for file in model.files)
+    needed = 2 * model.size_bytes - present + DISK_MARGIN_BYTES
+    probe = registry.home
+    while not probe.exists():
+        probe = probe.parent
+    free = shutil.disk_usage(probe).free
+    if free < needed:
+        raise InsufficientDiskError(
+            f"not enough disk space for {model.name}",
+            expected=f"{needed / 1e9:.1f} GB free",
+            got=f"{free / 1e9:.1f} GB",
+            where=str(registry.home),
+            hint="Free some space or set MLX_GPTOSS_HOME to a larger disk.",
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def download(
+    model: RemoteModel, registry: Registry, *, endpoint: str | None = None, progress: Progress | None = None
+) -> Path:
+    """Download what is missing into the staging folder; an interrupted download resumes. Returns the folder."""
+    from huggingface_hub import hf_hub_download
+    from tqdm.auto import tqdm
+
+    staging = registry.download_folder(model.name)
+    staging.mkdir(parents=True, exist_ok=True)
+    finished = 0
+
+    class Reporter(tqdm):  # type: ignore[type-arg]  # tqdm is generic in its stubs only
+        """Carries the hub library's byte counts to our progress callback; draws nothing itself."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)
+            options["disable"] = True
+            self._bytes = int(options.get("initial") or 0)
+            super().__init__(*arguments, **options)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._bytes += int(n or 0)
+            if progress is not None:
+                progress(PullProgress("download", finished + self._bytes, model.size_bytes, current))
+            return super().update(n)
+
+    for file in sorted(model.files, key=lambda item: item.size):
+        current = file.name
+        try:
+            path = hf_hub_download(
+                model.name,
+                file.name,
+                revision=model.commit,
+                local_dir=staging,
+                endpoint=endpoint,
+                tqdm_class=Reporter,
+            )
+        except OSError as error:
+            if error.errno is not None and error.errno == 28:
+                raise InsufficientDiskError(
+                    f"the disk filled up while downloading {file.name}",
+                    where=str(staging),
+                    hint="Free some space and run the same command again: it resumes.",
+                ) from error
+            raise _download_error(model.name, error) from error
+        except Exception as error:
+            raise _download_error(model.name, error) from error
+        got = _size(Path(path))
+        if file.size and got != file.size:
+            Path(path).unlink(missing_ok=True)
+            raise DownloadError(
+                f"{file.name} arrived incomplete",
+                expected=f"{file.size} bytes",
+                got=f"{got} bytes",
+                hint="Run the same command again.",
+            )
+        finished += got
+        if progress is not None:
+            progress(PullProgress("download", finished, model.size_bytes, current))
+    return staging
+
+
+def pull(
+    name: str,
+    *,
+    registry: Registry | None = None,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    keep_download: bool = False,
+    progress: Progress | None = None,
+    precision: dict[str, str] | None = None,
+    accept: Callable[[RemoteModel], None] | None = None,
+) -> Path:
+    """Download a checkpoint, convert it, make it the default, and return its model folder.
+
+    `accept` sees what would be downloaded before the first byte and may refuse by raising. `precision` goes to
+    the converter (keys `attention`, `embedding`, `head`). The staged download is deleted once the model folder is
+    complete, unless `keep_download`.
+    """
+    from mlx_gptoss.names import convert_source
+
+    registry = registry if registry is not None else Registry()
+    target = registry.model_folder(name)
+    if (target / "manifest.json").is_file() and revision is None and not precision:
+        registry.set_default(name)
+        return target
+    model = look_up(name, revision=revision, endpoint=endpoint)
+    if accept is not None:
+        accept(model)
+    check_disk(model, registry)
+    staging = download(model, registry, endpoint=endpoint, progress=progress)
+
+    def converting(completed: int, total: int) -> None:
+        if progress is not None:
+            progress(PullProgress("convert", completed, total))
+
+    try:
+        convert_source(staging, target, progress=converting, precision=precision, revision=model.commit)
+    except OSError as error:
+        raise GptOssError("the conversion failed", got=str(error), where=str(target)) from error
+    if not keep_download:
+        shutil.rmtree(staging, ignore_errors=True)
+    registry.set_default(model.name)
+    return target
