@@ -76,7 +76,9 @@ def _download_error(name: str, error: Exception) -> DownloadError:
     if isinstance(error, hub_errors.RevisionNotFoundError):
         return DownloadError(f"{name} has no such revision", hint="Leave --revision out for the newest.")
     if isinstance(error, hub_errors.RepositoryNotFoundError):
-        return DownloadError(f"the hub has no model {name}", hint="Check the spelling; private models need `hf auth login`.")
+        return DownloadError(
+            f"the hub has no model {name}", hint="Check the spelling; private models need `hf auth login`."
+        )
     return DownloadError(
         f"cannot download {name}",
         got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"[:300],
@@ -150,7 +152,7 @@ def download(
     staging.mkdir(parents=True, exist_ok=True)
     finished = 0
 
-    class Reporter(tqdm):  # type: ignore[type-arg]  # tqdm is generic in its stubs only
+    class Reporter(tqdm):  # type: ignore[type-arg, misc, unused-ignore]  # generic in its stubs only
         """Carries the hub library's byte counts to our progress callback; draws nothing itself."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -163,7 +165,7 @@ def download(
             self._bytes += int(n or 0)
             if progress is not None:
                 progress(PullProgress("download", finished + self._bytes, model.size_bytes, current))
-            return super().update(n)
+            return bool(super().update(n))
 
     for file in sorted(model.files, key=lambda item: item.size):
         current = file.name

@@ -1,10 +1,10 @@
 """The models on this machine: where they live, what they are called, which one is the default.
 
-    $MLX_GPTOSS_HOME (or the platform's user data folder)
-    ├── models/<org>--<name>/     model folders
-    ├── downloads/<org>--<name>/  hub files waiting for conversion; resumable
-    ├── aliases/<name>.json       names that stand for a model, with a system prompt and parameters of their own
-    └── state.json                the default model
+$MLX_GPTOSS_HOME (or the platform's user data folder)
+├── models/<org>--<name>/     model folders
+├── downloads/<org>--<name>/  hub files waiting for conversion; resumable
+├── aliases/<name>.json       names that stand for a model, with a system prompt and parameters of their own
+└── state.json                the default model
 """
 
 from __future__ import annotations

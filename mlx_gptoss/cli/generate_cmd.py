@@ -35,7 +35,9 @@ def gather_prompt(words: tuple[str, ...], files: tuple[str, ...]) -> str:
 @click.option("--schema", default=None, metavar="FILE|JSON", help="Answer in JSON of this JSON Schema; `json` for any.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @generation_options
-def generate(prompt: tuple[str, ...], files: tuple[str, ...], schema: str | None, as_json: bool, **options: Any) -> None:
+def generate(
+    prompt: tuple[str, ...], files: tuple[str, ...], schema: str | None, as_json: bool, **options: Any
+) -> None:
     """Answer PROMPT (or standard input). The answer goes to stdout, reasoning to stderr."""
     text = gather_prompt(prompt, files)
     messages: list[Message] = [SystemMessage(options["system"])] if options["system"] else []

@@ -13,7 +13,7 @@ import click
 from mlx_gptoss.events import Done, Event, PreambleDelta, ReasoningDelta, TextDelta, ToolCallEnd
 from mlx_gptoss.stream import Completion
 
-_CONTROL = {code: None for code in (*range(9), 11, 12, *range(14, 32), 127)}
+_CONTROL = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127))
 
 
 def printable(text: str) -> str:
