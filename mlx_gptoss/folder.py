@@ -18,9 +18,10 @@ Tensor names (i = layer; H hidden, I intermediate, E experts, D head size, V voc
     layers.{i}.gate_up.blocks U8 [E, 2I, H/32, 16], .scales U8 [E, 2I, H/32], .bias [E, 2I]
     layers.{i}.down.blocks U8 [E, H, I/32, 16],     .scales U8 [E, H, I/32],  .bias [E, H]
 
-Rows of gate_up alternate gate, up, gate, up, as released. Dense experts are `.weight` [E, N, K] instead of `.blocks` and `.scales`. `embed`, `head`, `qkv` and `out` may be
-quantised by MLX's own formats: `.weight` U32 in MLX's packing, `.scales`, and `.biases` for the affine ones; the
-manifest's `formats` says which. Plain tensors are BF16, or F32 where the source holds values that BF16 cannot.
+Rows of gate_up alternate gate, up, gate, up, as released. Dense experts are `.weight` [E, N, K] instead of `.blocks`
+and `.scales`. `embed`, `head`, `qkv` and `out` may be quantised by MLX's own formats: `.weight` U32 in MLX's packing,
+`.scales`, and `.biases` for the affine ones; the manifest's `formats` says which. Plain tensors are BF16, or F32 where
+the source holds values that BF16 cannot.
 """
 
 from __future__ import annotations
