@@ -1,0 +1,20 @@
+// MXFP4, the one place that knows it: 32 values in 16 bytes of E2M1 nibbles (the low nibble first) and one E8M0 scale.
+//
+// An E2M1 nibble s|ee|m moved to a half's sign, low exponent bits and top mantissa bit is the value times 2^-14, zeros
+// and subnormals included, so two nibbles a word apart become a half2 with two masks and two shifts. The 2^14 goes into
+// the block's scale.
+#pragma once
+#include <metal_stdlib>
+using namespace metal;
+
+// Times 2^-14, unscaled: nibbles i and i + 4 of `word`, i = 0..3, as (x, y).
+METAL_FUNC half2 mxfp4_pair(uint word, int i) {
+  uint w = word >> (4 * i);
+  return as_type<half2>(((w & 0x00070007u) << 9) | ((w & 0x00080008u) << 12));
+}
+
+// The block's scale times 2^14, for products with mxfp4_pair. Exact for exponents up to 240 (weights below 2^113);
+// infinity above, so that a corrupt scale shows.
+METAL_FUNC float mxfp4_scale(uint exponent) {
+  return as_type<float>(metal::min(exponent + 14u, 255u) << 23);
+}
