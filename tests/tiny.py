@@ -92,7 +92,7 @@ def hf_tensors(config: ModelConfig, seed: int = 0, *, dense_experts: bool = Fals
     hidden, inner = config.hidden_size, config.intermediate_size
 
     def normal(*shape: int, std: float, mean: float = 0.0) -> Tensor:
-        return Tensor("BF16", to_bf16_bits((rng.standard_normal(shape, dtype=np.float32) * std + mean)))
+        return Tensor("BF16", to_bf16_bits(rng.standard_normal(shape, dtype=np.float32) * std + mean))
 
     tensors = {"model.embed_tokens.weight": normal(config.vocab_size, hidden, std=1.0)}
     for layer in range(config.num_layers):
@@ -206,9 +206,9 @@ def quantize_linear(linear: Linear, fmt: LinearFormat, group_size: int = 64) -> 
     if fmt == "mxfp8":
         weight, scales = mx.quantize(linear.weight, group_size=GROUP, bits=8, mode="mxfp8")
         return Linear(weight, linear.bias, scales, None, "mxfp8", GROUP)
-    weight, scales, biases = mx.quantize(linear.weight, group_size=group_size, bits=int(fmt[1:]), mode="affine")
+    weight, scales, *rest = mx.quantize(linear.weight, group_size=group_size, bits=int(fmt[1:]), mode="affine")
     return dataclasses.replace(
-        linear, weight=weight, scales=scales, biases=biases, format=fmt, group_size=group_size
+        linear, weight=weight, scales=scales, biases=rest[0], format=fmt, group_size=group_size
     )  # fmt: skip
 
 
