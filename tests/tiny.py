@@ -6,7 +6,6 @@ bfloat16 is held as its bits (uint16); see `to_bf16_bits` and `from_bf16_bits`.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -203,13 +202,14 @@ def random_weights(
 
 def quantize_linear(linear: Linear, fmt: LinearFormat, group_size: int = 64) -> Linear:
     """A dense matrix in a quantised format, by mx.quantize (`fmt` mxfp8, q8, q6 or q4)."""
-    if fmt == "mxfp8":
-        weight, scales = mx.quantize(linear.weight, group_size=GROUP, bits=8, mode="mxfp8")
-        return Linear(weight, linear.bias, scales, None, "mxfp8", GROUP)
-    weight, scales, *rest = mx.quantize(linear.weight, group_size=group_size, bits=int(fmt[1:]), mode="affine")
-    return dataclasses.replace(
-        linear, weight=weight, scales=scales, biases=rest[0], format=fmt, group_size=group_size
-    )  # fmt: skip
+    eight = fmt == "mxfp8"
+    group_size = GROUP if eight else group_size
+    bits = 8 if eight else int(fmt[1:])
+    parts: list[mx.array] = list(
+        mx.quantize(linear.weight, group_size=group_size, bits=bits, mode="mxfp8" if eight else "affine")
+    )
+    biases = None if eight else parts[2]
+    return Linear(parts[0], linear.bias, parts[1], biases, fmt, group_size)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
