@@ -1,0 +1,107 @@
+"""What every route needs: the body as a validated model, answers in the API's shape, and the streaming framings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, TypeVar
+
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from mlx_gptoss.errors import InvalidRequestError
+from mlx_gptoss.server.failure import Failure, api_of, body_of, failure_of
+from mlx_gptoss.server.logs import LOGGER
+from mlx_gptoss.server.service import GenerationService
+
+Body = TypeVar("Body", bound=BaseModel)
+
+SSE = "text/event-stream"
+NDJSON = "application/x-ndjson"
+
+
+def service_of(request: Request) -> GenerationService:
+    """The generation service of the application that handles this request."""
+    service = request.app.state.service
+    if not isinstance(service, GenerationService):
+        raise TypeError("the application has no generation service")
+    return service
+
+
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """The JSON body as a pydantic model. Content-Type is not looked at: curl -d sends a wrong one.
+
+    Raises InvalidRequestError for what is not JSON and pydantic's ValidationError for what does not fit.
+    """
+    raw = await request.body()
+    try:
+        value = json.loads(raw)
+    except RecursionError:
+        raise InvalidRequestError("the body is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidRequestError("the body is not JSON", got=str(error)[:200]) from error
+    if not isinstance(value, dict):
+        raise InvalidRequestError("the body is not a JSON object", got=type(value).__name__)
+    return model.model_validate(value)
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` for a route that reads its body with `read_body`."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    inline = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(inline)}}}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without `$defs`: references replaced by what they name, recursive ones by an open object."""
+    definitions = schema.pop("$defs", {})
+
+    def walk(node: Any, above: tuple[str, ...]) -> Any:
+        if isinstance(node, list):
+            return [walk(item, above) for item in node]
+        if not isinstance(node, dict):
+            return node
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            name = reference.rsplit("/", 1)[-1]
+            return {} if name in above else walk(definitions.get(name, {}), (*above, name))
+        return {key: walk(value, above) for key, value in node.items()}
+
+    walked = walk(schema, ())
+    return walked if isinstance(walked, dict) else {}
+
+
+def failure_response(request: Request, error: Exception) -> JSONResponse:
+    """An exception as that API's error answer; what was not foreseen is logged with its traceback."""
+    failure = failure_of(error)
+    if failure.status >= 500 and failure.code == "internal":
+        LOGGER.exception("request failed", exc_info=error)
+    api = api_of(request.url.path)
+    return JSONResponse(body_of(failure, api), status_code=failure.status, headers=failure.headers)
+
+
+def sse(data: Mapping[str, Any] | str, event: str | None = None) -> str:
+    """One server-sent event."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"event: {event}\ndata: {text}\n\n" if event is not None else f"data: {text}\n\n"
+
+
+def ndjson(data: Mapping[str, Any]) -> str:
+    """One line of newline-delimited JSON."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def streaming(chunks: AsyncIterator[str], media_type: str) -> StreamingResponse:
+    """A streaming answer that no proxy should buffer."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(chunks, media_type=media_type, headers=headers)
+
+
+def stream_failure(error: Exception) -> Failure:
+    """The failure to report inside a stream that has already begun."""
+    failure = failure_of(error)
+    if failure.code == "internal":
+        LOGGER.exception("stream failed", exc_info=error)
+    return failure

@@ -1,0 +1,138 @@
+"""From a ChatRequest and a model name to a stream of events: what every wire format calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from mlx_gptoss.errors import CancelledError, GptOssError, InvalidRequestError
+from mlx_gptoss.events import Done, Event
+from mlx_gptoss.llm import GptOss
+from mlx_gptoss.messages import AssistantMessage, SystemMessage
+from mlx_gptoss.request import ChatRequest
+from mlx_gptoss.server.metrics import Metrics
+from mlx_gptoss.server.models import LoadedModel, ModelManager
+from mlx_gptoss.server.settings import ServerSettings
+from mlx_gptoss.server.turns import TurnStore
+from mlx_gptoss.stream import Completion, CompletionBuilder
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A generation under way. `events` ends with `Done`; leaving the service's context cancels it."""
+
+    model: LoadedModel
+    load_s: float
+    events: AsyncIterator[Event]
+
+    async def completion(self) -> Completion:
+        """All events folded into one answer. Raises GptOssError when the generation failed."""
+        builder = CompletionBuilder()
+        async for event in self.events:
+            builder.add(event)
+        result = builder.build()
+        if builder.error is not None:
+            raise GptOssError(builder.error)
+        return result
+
+
+class GenerationService:
+    """Runs generations for the HTTP layer: leases the model, restores history, counts, and remembers turns."""
+
+    def __init__(self, settings: ServerSettings, models: ModelManager, metrics: Metrics) -> None:
+        self.settings = settings
+        self.models = models
+        self.metrics = metrics
+        self.turns = TurnStore(settings.stored_turns)
+
+    def check(self, request: ChatRequest) -> None:
+        """Refuse what is over the server's bounds before any work is done."""
+        settings = self.settings
+        if len(request.messages) > settings.max_messages:
+            raise InvalidRequestError(
+                "too many messages",
+                param="messages",
+                expected=f"at most {settings.max_messages}",
+                got=str(len(request.messages)),
+            )
+        if len(request.tools) > settings.max_tools:
+            raise InvalidRequestError(
+                "too many tools", param="tools", expected=f"at most {settings.max_tools}", got=str(len(request.tools))
+            )
+
+    @asynccontextmanager
+    async def run(
+        self, model: str | None, request: ChatRequest, keep_alive_s: float | None = None
+    ) -> AsyncIterator[Running]:
+        """Start one generation. Raises before the first event when the request cannot be served at all."""
+        self.check(request)
+        async with self.models.use(model, keep_alive_s) as lease:
+            prepared = replace(request, messages=self.turns.restore(request.messages))
+            if lease.alias is not None and lease.alias.system and not _has_system(prepared):
+                prepared = replace(prepared, messages=(SystemMessage(lease.alias.system), *prepared.messages))
+            if prepared.timeout_s is None and self.settings.request_timeout_s is not None:
+                prepared = replace(prepared, timeout_s=self.settings.request_timeout_s)
+            self.metrics.running.inc()
+            try:
+                stream = await asyncio.to_thread(lease.model.llm.stream, prepared)
+                try:
+                    yield Running(lease.model, lease.load_s, self._watch(lease.model.llm, prepared, stream))
+                finally:
+                    stream.cancel()
+            finally:
+                self.metrics.running.dec()
+
+    async def _watch(self, llm: GptOss, request: ChatRequest, stream: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        """Pass events on; at the end count them and keep the turn for clients that will drop a part of it."""
+        builder = CompletionBuilder()
+        async for event in stream:
+            builder.add(event)
+            if isinstance(event, Done):
+                self.metrics.observe(event)
+                if request.messages and event.finish_reason in ("stop", "tool_calls"):
+                    self._remember(request, builder.build())
+            yield event
+
+    def _remember(self, request: ChatRequest, completion: Completion) -> None:
+        message = AssistantMessage(
+            text=completion.text,
+            reasoning=completion.reasoning,
+            preamble=completion.preamble,
+            tool_calls=completion.tool_calls,
+            token_ids=completion.token_ids or None,
+        )
+        self.turns.remember(request.messages, message)
+
+
+def _has_system(request: ChatRequest) -> bool:
+    return any(isinstance(message, SystemMessage) for message in request.messages)
+
+
+async def unless_disconnected(request: Request, work: Callable[[], Awaitable[Result]]) -> Result:
+    """Await `work()`, but cancel it as soon as the client goes away. Raises CancelledError then."""
+
+    async def watch() -> None:
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                return
+
+    job = asyncio.ensure_future(work())
+    watcher = asyncio.ensure_future(watch())
+    try:
+        await asyncio.wait({job, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise CancelledError("the client went away")
+        return job.result()
+    finally:
+        for task in (job, watcher):
+            if not task.done():
+                task.cancel()
+        await asyncio.gather(job, watcher, return_exceptions=True)

@@ -1,0 +1,114 @@
+"""Names, folders and aliases of installed models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_gptoss.errors import GptOssError, InvalidRequestError, ModelNotFoundError
+from mlx_gptoss.registry import Alias, Registry, canonical_name
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.delenv("MLX_GPTOSS_MODEL", raising=False)
+    return Registry(tmp_path)
+
+
+def install(registry: Registry, name: str, size: int = 10) -> Path:
+    folder = registry.model_folder(name)
+    folder.mkdir(parents=True)
+    (folder / "model-00001-of-00001.safetensors").write_bytes(b"x" * size)
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("20b", "openai/gpt-oss-20b"),
+        ("gpt-oss:20b", "openai/gpt-oss-20b"),
+        ("gpt-oss", "openai/gpt-oss-20b"),
+        ("gpt-oss:120b", "openai/gpt-oss-120b"),
+        ("demo", "demo"),
+        ("demo:latest", "demo"),
+        ("someone/fine-tune.v2", "someone/fine-tune.v2"),
+    ],
+)
+def test_short_names(short: str, full: str) -> None:
+    assert canonical_name(short) == full
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/../b", "a/b/c", "a b", "/etc", "é", "a" * 200])
+def test_bad_names_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        canonical_name(name)
+
+
+@given(st.text(max_size=40))
+def test_a_name_never_leaves_the_home_folder(name: str) -> None:
+    registry = Registry(Path("/home/models-root"))
+    try:
+        folder = registry.model_folder(name)
+    except InvalidRequestError:
+        return
+    assert folder.parent == Path("/home/models-root/models")
+
+
+def test_only_complete_folders_are_models(registry: Registry) -> None:
+    install(registry, "20b")
+    registry.model_folder("a/half").mkdir(parents=True)
+    assert [model.name for model in registry.models()] == ["openai/gpt-oss-20b"]
+    with pytest.raises(ModelNotFoundError, match="pull"):
+        registry.find("a/half")
+
+
+def test_default_is_environment_then_last_pulled(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelNotFoundError, match="demo"):
+        registry.default_name()
+    install(registry, "20b")
+    registry.set_default("20b")
+    assert registry.default_name() == "openai/gpt-oss-20b"
+    monkeypatch.setenv("MLX_GPTOSS_MODEL", "demo")
+    assert registry.default_name() == "demo"
+
+
+def test_remove_frees_and_forgets(registry: Registry) -> None:
+    folder = install(registry, "20b", size=1000)
+    registry.set_default("20b")
+    assert registry.remove("gpt-oss:20b") >= 1000
+    assert not folder.exists()
+    with pytest.raises(ModelNotFoundError):
+        registry.default_name()
+
+
+def test_aliases_inherit_and_are_removed_alone(registry: Registry) -> None:
+    install(registry, "20b")
+    registry.set_alias(Alias("pirate", "20b", "Talk like a pirate.", {"temperature": 0.5}))
+    registry.set_alias(Alias("calm-pirate", "pirate", None, {"top_p": 0.9}))
+    alias = registry.alias("calm-pirate")
+    assert alias is not None
+    assert (alias.source, alias.system) == ("openai/gpt-oss-20b", "Talk like a pirate.")
+    assert alias.parameters == {"temperature": 0.5, "top_p": 0.9}
+    assert registry.find("pirate").name == "openai/gpt-oss-20b"
+    assert [entry.name for entry in registry.aliases()] == ["calm-pirate", "pirate"]
+    registry.remove("pirate")
+    assert registry.alias("pirate") is None
+    assert registry.find("20b")
+
+
+def test_an_alias_cannot_hide_a_model(registry: Registry) -> None:
+    install(registry, "20b")
+    with pytest.raises(InvalidRequestError):
+        registry.set_alias(Alias("20b", "20b"))
+    with pytest.raises(ModelNotFoundError):
+        registry.set_alias(Alias("mine", "a/absent"))
+
+
+def test_unreadable_state_says_which_file(registry: Registry) -> None:
+    (registry.home / "state.json").write_text("{")
+    with pytest.raises(GptOssError, match=r"state\.json"):
+        registry.default_name()
