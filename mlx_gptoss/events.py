@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,7 +16,7 @@ class TokenLogprob:
     token_id: int
     logprob: float
     bytes: bytes
-    top: tuple[tuple[int, float, bytes], ...] = ()
+    top: tuple[tuple[int, float, builtins.bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
