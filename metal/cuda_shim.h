@@ -1,0 +1,603 @@
+// Metal Shading Language on CUDA: what the shaders of this folder use, no more.
+//
+// The text is compiled by NVRTC inside `namespace metal`, after the rewrites in mlx_gptoss/kernels/cuda_text.py
+// (address spaces, attributes, swizzles). A simdgroup is a warp and a threadgroup is a block, so every simd_*
+// call names all 32 lanes: calls must not diverge. simdgroup_matrix keeps NVIDIA's own lane layout (row = lane / 4,
+// columns 2 (lane % 4) and the next), so 16-bit products are tensor-core instructions and float products are
+// shuffles, never tf32. Matrix loads and stores want even row lengths and offsets.
+#define MLX_GPTOSS_CUDA 1
+#define MSL_FN __device__ __forceinline__
+#define METAL_FUNC __device__ __forceinline__
+
+namespace metal {
+
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+typedef unsigned long ulong;
+typedef signed char int8_t;
+typedef uchar uint8_t;
+typedef short int16_t;
+typedef ushort uint16_t;
+typedef int int32_t;
+typedef uint uint32_t;
+typedef long int64_t;
+typedef ulong uint64_t;
+typedef ulong size_t;
+typedef ulong uintptr_t;
+
+template <typename T>
+struct identity {
+  typedef T type;
+};
+template <bool B, typename T, typename F>
+struct conditional {
+  typedef T type;
+};
+template <typename T, typename F>
+struct conditional<false, T, F> {
+  typedef F type;
+};
+template <bool B, typename T, typename F>
+using conditional_t = typename conditional<B, T, F>::type;
+template <typename A, typename B>
+struct is_same {
+  static constexpr bool value = false;
+};
+template <typename A>
+struct is_same<A, A> {
+  static constexpr bool value = true;
+};
+template <typename A, typename B>
+constexpr bool is_same_v = is_same<A, B>::value;
+
+// ---- 16-bit floats -------------------------------------------------------------------------------------------
+
+struct alignas(2) bfloat {
+  ushort bits;
+  bfloat() = default;
+  MSL_FN explicit bfloat(float f) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(f)); }
+  template <typename U>
+  MSL_FN explicit bfloat(U u) : bfloat(float(u)) {}
+  MSL_FN operator float() const { return __uint_as_float(uint(bits) << 16); }
+  MSL_FN bfloat& operator+=(float o) { return *this = bfloat(float(*this) + o); }
+  MSL_FN bfloat& operator*=(float o) { return *this = bfloat(float(*this) * o); }
+};
+struct alignas(2) half {
+  ushort bits;
+  half() = default;
+  MSL_FN explicit half(float f) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(f)); }
+  template <typename U>
+  MSL_FN explicit half(U u) : half(float(u)) {}
+  MSL_FN operator float() const {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits));
+    return f;
+  }
+  MSL_FN half& operator+=(float o) { return *this = half(float(*this) + o); }
+  MSL_FN half& operator*=(float o) { return *this = half(float(*this) * o); }
+};
+typedef bfloat bfloat16_t;
+typedef half float16_t;
+typedef float float32_t;
+
+#define MSL_SMALL_FLOAT(T)                                                     \
+  MSL_FN T operator+(T a, T b) { return T(float(a) + float(b)); }              \
+  MSL_FN T operator-(T a, T b) { return T(float(a) - float(b)); }              \
+  MSL_FN T operator*(T a, T b) { return T(float(a) * float(b)); }              \
+  MSL_FN T operator/(T a, T b) { return T(float(a) / float(b)); }              \
+  MSL_FN T operator-(T a) { return T(-float(a)); }
+MSL_SMALL_FLOAT(bfloat)
+MSL_SMALL_FLOAT(half)
+
+// ---- vectors ---------------------------------------------------------------------------------------------------
+
+template <typename T, int N>
+struct vec;
+
+template <typename T>
+struct alignas(2 * sizeof(T)) vec<T, 2> {
+  T x, y;
+  vec() = default;
+  MSL_FN vec(T s) : x(s), y(s) {}
+  MSL_FN vec(T a, T b) : x(a), y(b) {}
+  template <typename U>
+  MSL_FN explicit vec(vec<U, 2> o) : x(T(o.x)), y(T(o.y)) {}
+  MSL_FN T& operator[](int i) { return (&x)[i]; }
+  MSL_FN const T& operator[](int i) const { return (&x)[i]; }
+  MSL_FN vec<T, 2> yx() const { return vec<T, 2>(y, x); }
+};
+
+template <typename T>
+struct alignas(4 * sizeof(T)) vec<T, 3> {
+  T x, y, z;
+  vec() = default;
+  MSL_FN vec(T s) : x(s), y(s), z(s) {}
+  MSL_FN vec(T a, T b, T c) : x(a), y(b), z(c) {}
+  MSL_FN vec(vec<T, 2> a, T c) : x(a.x), y(a.y), z(c) {}
+  template <typename U>
+  MSL_FN explicit vec(vec<U, 3> o) : x(T(o.x)), y(T(o.y)), z(T(o.z)) {}
+  MSL_FN T& operator[](int i) { return (&x)[i]; }
+  MSL_FN const T& operator[](int i) const { return (&x)[i]; }
+  MSL_FN vec<T, 2> xy() const { return vec<T, 2>(x, y); }
+  MSL_FN vec<T, 2> yz() const { return vec<T, 2>(y, z); }
+};
+
+template <typename T>
+struct alignas(4 * sizeof(T)) vec<T, 4> {
+  T x, y, z, w;
+  vec() = default;
+  MSL_FN vec(T s) : x(s), y(s), z(s), w(s) {}
+  MSL_FN vec(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
+  MSL_FN vec(vec<T, 2> a, vec<T, 2> b) : x(a.x), y(a.y), z(b.x), w(b.y) {}
+  MSL_FN vec(vec<T, 2> a, T c, T d) : x(a.x), y(a.y), z(c), w(d) {}
+  MSL_FN vec(vec<T, 3> a, T d) : x(a.x), y(a.y), z(a.z), w(d) {}
+  template <typename U>
+  MSL_FN explicit vec(vec<U, 4> o) : x(T(o.x)), y(T(o.y)), z(T(o.z)), w(T(o.w)) {}
+  MSL_FN T& operator[](int i) { return (&x)[i]; }
+  MSL_FN const T& operator[](int i) const { return (&x)[i]; }
+  MSL_FN vec<T, 2> xy() const { return vec<T, 2>(x, y); }
+  MSL_FN vec<T, 2> zw() const { return vec<T, 2>(z, w); }
+  MSL_FN vec<T, 2> xz() const { return vec<T, 2>(x, z); }
+  MSL_FN vec<T, 2> yw() const { return vec<T, 2>(y, w); }
+  MSL_FN vec<T, 3> xyz() const { return vec<T, 3>(x, y, z); }
+  MSL_FN vec<T, 3> yzw() const { return vec<T, 3>(y, z, w); }
+};
+
+#define MSL_VECTOR_NAMES(T, name)  \
+  typedef vec<T, 2> name##2;       \
+  typedef vec<T, 3> name##3;       \
+  typedef vec<T, 4> name##4;
+MSL_VECTOR_NAMES(float, float)
+MSL_VECTOR_NAMES(half, half)
+MSL_VECTOR_NAMES(bfloat, bfloat)
+MSL_VECTOR_NAMES(int, int)
+MSL_VECTOR_NAMES(uint, uint)
+MSL_VECTOR_NAMES(short, short)
+MSL_VECTOR_NAMES(ushort, ushort)
+MSL_VECTOR_NAMES(char, char)
+MSL_VECTOR_NAMES(uchar, uchar)
+MSL_VECTOR_NAMES(long, long)
+MSL_VECTOR_NAMES(ulong, ulong)
+MSL_VECTOR_NAMES(bool, bool)
+
+// Elementwise operators: vector-vector, vector-scalar and scalar-vector, R the element type of the result.
+#define MSL_BINARY(op, R)                                                                                         \
+  template <typename T>                                                                                           \
+  MSL_FN vec<R, 2> operator op(vec<T, 2> a, vec<T, 2> b) {                                                        \
+    return vec<R, 2>(R(a.x op b.x), R(a.y op b.y));                                                               \
+  }                                                                                                               \
+  template <typename T>                                                                                           \
+  MSL_FN vec<R, 3> operator op(vec<T, 3> a, vec<T, 3> b) {                                                        \
+    return vec<R, 3>(R(a.x op b.x), R(a.y op b.y), R(a.z op b.z));                                                \
+  }                                                                                                               \
+  template <typename T>                                                                                           \
+  MSL_FN vec<R, 4> operator op(vec<T, 4> a, vec<T, 4> b) {                                                        \
+    return vec<R, 4>(R(a.x op b.x), R(a.y op b.y), R(a.z op b.z), R(a.w op b.w));                                 \
+  }                                                                                                               \
+  template <typename T, int N>                                                                                    \
+  MSL_FN vec<R, N> operator op(vec<T, N> a, typename identity<T>::type b) {                                       \
+    return a op vec<T, N>(b);                                                                                     \
+  }                                                                                                               \
+  template <typename T, int N>                                                                                    \
+  MSL_FN vec<R, N> operator op(typename identity<T>::type a, vec<T, N> b) {                                       \
+    return vec<T, N>(a) op b;                                                                                     \
+  }
+#define MSL_ARITHMETIC(op)                                                        \
+  MSL_BINARY(op, T)                                                               \
+  template <typename T, int N>                                                    \
+  MSL_FN vec<T, N>& operator op##=(vec<T, N>& a, vec<T, N> b) {                   \
+    return a = a op b;                                                            \
+  }                                                                               \
+  template <typename T, int N>                                                    \
+  MSL_FN vec<T, N>& operator op##=(vec<T, N>& a, typename identity<T>::type b) {  \
+    return a = a op vec<T, N>(b);                                                 \
+  }
+MSL_ARITHMETIC(+)
+MSL_ARITHMETIC(-)
+MSL_ARITHMETIC(*)
+MSL_ARITHMETIC(/)
+MSL_ARITHMETIC(%)
+MSL_ARITHMETIC(&)
+MSL_ARITHMETIC(|)
+MSL_ARITHMETIC(^)
+MSL_ARITHMETIC(<<)
+MSL_ARITHMETIC(>>)
+MSL_BINARY(<, bool)
+MSL_BINARY(>, bool)
+MSL_BINARY(<=, bool)
+MSL_BINARY(>=, bool)
+MSL_BINARY(==, bool)
+MSL_BINARY(!=, bool)
+#define MSL_UNARY(op)                                                                                             \
+  template <typename T>                                                                                           \
+  MSL_FN vec<T, 2> operator op(vec<T, 2> a) {                                                                     \
+    return vec<T, 2>(T(op a.x), T(op a.y));                                                                       \
+  }                                                                                                               \
+  template <typename T>                                                                                           \
+  MSL_FN vec<T, 3> operator op(vec<T, 3> a) {                                                                     \
+    return vec<T, 3>(T(op a.x), T(op a.y), T(op a.z));                                                            \
+  }                                                                                                               \
+  template <typename T>                                                                                           \
+  MSL_FN vec<T, 4> operator op(vec<T, 4> a) {                                                                     \
+    return vec<T, 4>(T(op a.x), T(op a.y), T(op a.z), T(op a.w));                                                 \
+  }
+MSL_UNARY(-)
+MSL_UNARY(~)
+MSL_UNARY(!)
+
+template <typename To, typename From>
+MSL_FN To as_type(From from) {
+  static_assert(sizeof(To) == sizeof(From), "as_type between different sizes");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+template <>
+MSL_FN float as_type<float, uint>(uint u) { return __uint_as_float(u); }
+template <>
+MSL_FN uint as_type<uint, float>(float f) { return __float_as_uint(f); }
+template <>
+MSL_FN uint as_type<uint, vec<bfloat, 2>>(vec<bfloat, 2> v) { return uint(v.x.bits) | uint(v.y.bits) << 16; }
+template <>
+MSL_FN uint as_type<uint, vec<half, 2>>(vec<half, 2> v) { return uint(v.x.bits) | uint(v.y.bits) << 16; }
+template <>
+MSL_FN vec<bfloat, 2> as_type<vec<bfloat, 2>, uint>(uint u) {
+  vec<bfloat, 2> v;
+  v.x.bits = ushort(u);
+  v.y.bits = ushort(u >> 16);
+  return v;
+}
+template <>
+MSL_FN vec<half, 2> as_type<vec<half, 2>, uint>(uint u) {
+  vec<half, 2> v;
+  v.x.bits = ushort(u);
+  v.y.bits = ushort(u >> 16);
+  return v;
+}
+
+// Pairs of 16-bit floats convert and multiply in one instruction.
+template <>
+template <>
+MSL_FN vec<bfloat, 2>::vec(vec<float, 2> f) {
+  uint u;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(f.y), "f"(f.x));
+  *this = as_type<vec<bfloat, 2>>(u);
+}
+template <>
+template <>
+MSL_FN vec<half, 2>::vec(vec<float, 2> f) {
+  uint u;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(f.y), "f"(f.x));
+  *this = as_type<vec<half, 2>>(u);
+}
+template <>
+template <>
+MSL_FN vec<bfloat, 4>::vec(vec<float, 4> f) : vec(vec<bfloat, 2>(f.xy()), vec<bfloat, 2>(f.zw())) {}
+template <>
+template <>
+MSL_FN vec<half, 4>::vec(vec<float, 4> f) : vec(vec<half, 2>(f.xy()), vec<half, 2>(f.zw())) {}
+MSL_FN vec<bfloat, 2> operator*(vec<bfloat, 2> a, vec<bfloat, 2> b) {
+  uint u;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+      : "=r"(u) : "r"(as_type<uint>(a)), "r"(as_type<uint>(b)), "r"(0x80008000u));
+  return as_type<vec<bfloat, 2>>(u);
+}
+MSL_FN vec<half, 2> operator*(vec<half, 2> a, vec<half, 2> b) {
+  uint u;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(u) : "r"(as_type<uint>(a)), "r"(as_type<uint>(b)));
+  return as_type<vec<half, 2>>(u);
+}
+
+// ---- arithmetic ------------------------------------------------------------------------------------------------
+
+#define MSL_MATH(name, f)                                                                                         \
+  MSL_FN float name(float a) { return f(a); }                                                                     \
+  MSL_FN float2 name(float2 a) { return float2(f(a.x), f(a.y)); }                                                 \
+  MSL_FN float3 name(float3 a) { return float3(f(a.x), f(a.y), f(a.z)); }                                         \
+  MSL_FN float4 name(float4 a) { return float4(f(a.x), f(a.y), f(a.z), f(a.w)); }
+#define MSL_MATH_NAMESPACE                                                                                        \
+  MSL_MATH(sqrt, ::sqrtf) MSL_MATH(rsqrt, ::rsqrtf) MSL_MATH(log, ::logf) MSL_MATH(log2, ::log2f)                 \
+  MSL_MATH(tanh, ::tanhf) MSL_MATH(floor, ::floorf) MSL_MATH(ceil, ::ceilf) MSL_MATH(trunc, ::truncf)             \
+  MSL_MATH(round, ::roundf) MSL_MATH(rint, ::rintf) MSL_MATH(fabs, ::fabsf)                                       \
+  MSL_FN float pow(float a, float b) { return ::powf(a, b); }                                                     \
+  MSL_FN float divide(float a, float b) { return a / b; }
+#define MSL_MATH_EXACT                                                                                            \
+  MSL_MATH(exp, ::expf) MSL_MATH(exp2, ::exp2f) MSL_MATH(sin, ::sinf) MSL_MATH(cos, ::cosf)
+MSL_MATH_NAMESPACE
+MSL_MATH_EXACT
+namespace precise {
+MSL_MATH_NAMESPACE
+MSL_MATH_EXACT
+}  // namespace precise
+namespace fast {
+MSL_FN float exp2_approximate(float a) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return r;
+}
+MSL_MATH_NAMESPACE
+MSL_MATH(exp, ::__expf) MSL_MATH(exp2, exp2_approximate) MSL_MATH(sin, ::__sinf) MSL_MATH(cos, ::__cosf)
+}  // namespace fast
+
+MSL_FN float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+MSL_FN float2 fma(float2 a, float2 b, float2 c) { return float2(fma(a.x, b.x, c.x), fma(a.y, b.y, c.y)); }
+MSL_FN float4 fma(float4 a, float4 b, float4 c) {
+  return float4(fma(a.x, b.x, c.x), fma(a.y, b.y, c.y), fma(a.z, b.z, c.z), fma(a.w, b.w, c.w));
+}
+MSL_FN bool isnan(float a) { return a != a; }
+MSL_FN bool isinf(float a) { return ::fabsf(a) == __int_as_float(0x7f800000); }
+MSL_FN bool isfinite(float a) { return ::fabsf(a) < __int_as_float(0x7f800000); }
+MSL_FN uint popcount(uint a) { return __popc(a); }
+MSL_FN uint clz(uint a) { return __clz(a); }
+MSL_FN uint ctz(uint a) { return a ? __ffs(a) - 1 : 32; }
+MSL_FN float max(float a, float b) { return ::fmaxf(a, b); }
+MSL_FN float min(float a, float b) { return ::fminf(a, b); }
+MSL_FN float abs(float a) { return ::fabsf(a); }
+MSL_FN int abs(int a) { return a < 0 ? -a : a; }
+template <typename T>
+MSL_FN T max(T a, T b) { return a < b ? b : a; }
+template <typename T>
+MSL_FN T min(T a, T b) { return b < a ? b : a; }
+template <typename T>
+MSL_FN vec<T, 2> max(vec<T, 2> a, vec<T, 2> b) { return vec<T, 2>(max(a.x, b.x), max(a.y, b.y)); }
+template <typename T>
+MSL_FN vec<T, 2> min(vec<T, 2> a, vec<T, 2> b) { return vec<T, 2>(min(a.x, b.x), min(a.y, b.y)); }
+template <typename T>
+MSL_FN vec<T, 4> max(vec<T, 4> a, vec<T, 4> b) {
+  return vec<T, 4>(max(a.x, b.x), max(a.y, b.y), max(a.z, b.z), max(a.w, b.w));
+}
+template <typename T>
+MSL_FN vec<T, 4> min(vec<T, 4> a, vec<T, 4> b) {
+  return vec<T, 4>(min(a.x, b.x), min(a.y, b.y), min(a.z, b.z), min(a.w, b.w));
+}
+template <typename T>
+MSL_FN T clamp(T a, typename identity<T>::type lo, typename identity<T>::type hi) { return min(max(a, lo), hi); }
+template <typename T>
+MSL_FN T select(T a, typename identity<T>::type b, bool c) { return c ? b : a; }
+MSL_FN float2 select(float2 a, float2 b, bool2 c) { return float2(c.x ? b.x : a.x, c.y ? b.y : a.y); }
+MSL_FN float4 select(float4 a, float4 b, bool4 c) {
+  return float4(c.x ? b.x : a.x, c.y ? b.y : a.y, c.z ? b.z : a.z, c.w ? b.w : a.w);
+}
+MSL_FN float dot(float2 a, float2 b) { return fma(a.x, b.x, a.y * b.y); }
+MSL_FN float dot(float4 a, float4 b) { return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, a.w * b.w))); }
+
+// ---- simdgroups and threadgroups -------------------------------------------------------------------------------
+
+enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4 };
+MSL_FN mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
+MSL_FN void threadgroup_barrier(mem_flags) { __syncthreads(); }
+MSL_FN void simdgroup_barrier(mem_flags) { __syncwarp(); }
+
+#define MSL_ALL_LANES 0xffffffffu
+#define MSL_SHUFFLE(name, intrinsic)                                                                              \
+  MSL_FN float name(float v, ushort n) { return intrinsic(MSL_ALL_LANES, v, n); }                                 \
+  MSL_FN int name(int v, ushort n) { return intrinsic(MSL_ALL_LANES, v, n); }                                     \
+  MSL_FN uint name(uint v, ushort n) { return intrinsic(MSL_ALL_LANES, v, n); }                                   \
+  MSL_FN half name(half v, ushort n) { return as_type<half>(ushort(intrinsic(MSL_ALL_LANES, uint(v.bits), n))); } \
+  MSL_FN bfloat name(bfloat v, ushort n) {                                                                        \
+    return as_type<bfloat>(ushort(intrinsic(MSL_ALL_LANES, uint(v.bits), n)));                                    \
+  }                                                                                                               \
+  template <typename T>                                                                                           \
+  MSL_FN vec<T, 2> name(vec<T, 2> v, ushort n) { return vec<T, 2>(name(v.x, n), name(v.y, n)); }                  \
+  template <typename T>                                                                                           \
+  MSL_FN vec<T, 4> name(vec<T, 4> v, ushort n) {                                                                  \
+    return vec<T, 4>(name(v.x, n), name(v.y, n), name(v.z, n), name(v.w, n));                                     \
+  }
+MSL_SHUFFLE(simd_shuffle, __shfl_sync)
+MSL_SHUFFLE(simd_broadcast, __shfl_sync)
+MSL_SHUFFLE(simd_shuffle_xor, __shfl_xor_sync)
+MSL_SHUFFLE(simd_shuffle_down, __shfl_down_sync)
+MSL_SHUFFLE(simd_shuffle_up, __shfl_up_sync)
+template <typename T>
+MSL_FN T simd_broadcast_first(T v) { return simd_broadcast(v, 0); }
+
+#define MSL_REDUCE(name, expression)                             \
+  template <typename T>                                          \
+  MSL_FN T name(T v) {                                           \
+    _Pragma("unroll") for (ushort n = 16; n > 0; n /= 2) {       \
+      T o = simd_shuffle_xor(v, n);                              \
+      v = expression;                                            \
+    }                                                            \
+    return v;                                                    \
+  }
+MSL_REDUCE(simd_sum, v + o)
+MSL_REDUCE(simd_max, metal::max(v, o))
+MSL_REDUCE(simd_min, metal::min(v, o))
+MSL_FN uint simd_sum(uint v) { return __reduce_add_sync(MSL_ALL_LANES, v); }
+MSL_FN int simd_sum(int v) { return __reduce_add_sync(MSL_ALL_LANES, v); }
+MSL_FN uint simd_max(uint v) { return __reduce_max_sync(MSL_ALL_LANES, v); }
+MSL_FN int simd_max(int v) { return __reduce_max_sync(MSL_ALL_LANES, v); }
+MSL_FN uint simd_min(uint v) { return __reduce_min_sync(MSL_ALL_LANES, v); }
+MSL_FN int simd_min(int v) { return __reduce_min_sync(MSL_ALL_LANES, v); }
+MSL_FN uint simd_or(uint v) { return __reduce_or_sync(MSL_ALL_LANES, v); }
+MSL_FN uint simd_and(uint v) { return __reduce_and_sync(MSL_ALL_LANES, v); }
+
+MSL_FN uint msl_lane() {
+  uint lane;
+  asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+template <typename T>
+MSL_FN T simd_prefix_inclusive_sum(T v) {
+  uint lane = msl_lane();
+  _Pragma("unroll") for (ushort n = 1; n < 32; n *= 2) {
+    T o = simd_shuffle_up(v, n);
+    v = lane >= n ? v + o : v;
+  }
+  return v;
+}
+template <typename T>
+MSL_FN T simd_prefix_exclusive_sum(T v) { return simd_prefix_inclusive_sum(v) - v; }
+MSL_FN bool simd_any(bool v) { return __any_sync(MSL_ALL_LANES, v); }
+MSL_FN bool simd_all(bool v) { return __all_sync(MSL_ALL_LANES, v); }
+struct simd_vote {
+  ulong mask;
+  MSL_FN explicit operator ulong() const { return mask; }
+};
+MSL_FN simd_vote simd_ballot(bool v) { return simd_vote{__ballot_sync(MSL_ALL_LANES, v)}; }
+
+// ---- atomics ---------------------------------------------------------------------------------------------------
+
+enum memory_order { memory_order_relaxed };
+template <typename T>
+struct atomic {
+  T value;
+};
+typedef atomic<uint> atomic_uint;
+typedef atomic<int> atomic_int;
+typedef atomic<float> atomic_float;
+template <typename T>
+MSL_FN T atomic_load_explicit(const atomic<T>* a, memory_order) { return *(const volatile T*)&a->value; }
+template <typename T>
+MSL_FN void atomic_store_explicit(atomic<T>* a, typename identity<T>::type v, memory_order) {
+  *(volatile T*)&a->value = v;
+}
+#define MSL_ATOMIC(name, intrinsic)                                                      \
+  template <typename T>                                                                  \
+  MSL_FN T name(atomic<T>* a, typename identity<T>::type v, memory_order) {              \
+    return intrinsic(&a->value, v);                                                      \
+  }
+MSL_ATOMIC(atomic_fetch_add_explicit, ::atomicAdd)
+MSL_ATOMIC(atomic_fetch_max_explicit, ::atomicMax)
+MSL_ATOMIC(atomic_fetch_min_explicit, ::atomicMin)
+MSL_ATOMIC(atomic_fetch_or_explicit, ::atomicOr)
+MSL_ATOMIC(atomic_exchange_explicit, ::atomicExch)
+
+// ---- simdgroup matrices ------------------------------------------------------------------------------------------
+
+template <typename T, int C, int R>
+struct simdgroup_matrix {
+  static_assert(C == 8 && R == 8, "simdgroup matrices are 8x8");
+  vec<T, 2> elements;
+  // The lane holds (column, row) instead of (row, column): the layout of a right-hand operand. Known at compile
+  // time once inlined, so that a transposed load costs nothing where a product wants it.
+  bool transposed;
+  simdgroup_matrix() = default;
+  MSL_FN explicit simdgroup_matrix(T diagonal) : transposed(false) {
+    uint lane = msl_lane(), row = lane / 4, column = lane % 4 * 2;
+    elements = vec<T, 2>(row == column ? diagonal : T(0), row == column + 1 ? diagonal : T(0));
+  }
+  MSL_FN vec<T, 2>& thread_elements() { return elements; }
+};
+typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
+typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
+typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
+
+template <typename T, int C, int R>
+MSL_FN simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T v) {
+  simdgroup_matrix<T, C, R> m;
+  m.elements = vec<T, 2>(v, v);
+  m.transposed = false;
+  return m;
+}
+
+template <typename T>
+MSL_FN void simdgroup_load(
+    simdgroup_matrix<T, 8, 8>& m, const T* p, ulong row_length = 8, ulong2 origin = ulong2(0), bool transpose = false) {
+  uint lane = msl_lane(), major = lane / 4, minor = lane % 4 * 2, length = uint(row_length);
+  if (transpose) {
+    p += uint(origin.x) * length + uint(origin.y);
+  } else {
+    p += uint(origin.y) * length + uint(origin.x);
+  }
+  if (sizeof(T) == 4 && transpose) {
+    m.elements = vec<T, 2>(p[minor * length + major], p[(minor + 1) * length + major]);
+    m.transposed = false;
+  } else {
+    m.elements = *(const vec<T, 2>*)(p + (major * length + minor));
+    m.transposed = transpose;
+  }
+}
+template <typename T>
+MSL_FN uint msl_operand(const simdgroup_matrix<T, 8, 8>& m, bool right) {
+  uint bits = as_type<uint>(m.elements);
+  if (m.transposed != right) {
+    uint moved;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(moved) : "r"(bits));
+    return moved;
+  }
+  return bits;
+}
+template <typename T>
+MSL_FN void simdgroup_store(
+    const simdgroup_matrix<T, 8, 8>& m, T* p, ulong row_length = 8, ulong2 origin = ulong2(0), bool transpose = false) {
+  uint lane = msl_lane(), major = lane / 4, minor = lane % 4 * 2, length = uint(row_length);
+  if (transpose) {
+    p += uint(origin.x) * length + uint(origin.y);
+  } else {
+    p += uint(origin.y) * length + uint(origin.x);
+  }
+  if (transpose != m.transposed) {
+    p[minor * length + major] = m.elements.x;
+    p[(minor + 1) * length + major] = m.elements.y;
+  } else {
+    *(vec<T, 2>*)(p + (major * length + minor)) = m.elements;
+  }
+}
+
+// One tensor-core step: the lower 8 rows in c, the upper 8 in e (zero where there is one 8x8 product only).
+template <typename T>
+struct msl_tensor_core;
+#define MSL_TENSOR_CORE(T, name)                                                                                  \
+  template <>                                                                                                     \
+  struct msl_tensor_core<T> {                                                                                     \
+    MSL_FN static void k8(float2& c, float2& e, uint a0, uint a1, uint b) {                                       \
+      asm("mma.sync.aligned.m16n8k8.row.col.f32." name "." name ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "             \
+          "{%0,%1,%2,%3};"                                                                                        \
+          : "+f"(c.x), "+f"(c.y), "+f"(e.x), "+f"(e.y)                                                            \
+          : "r"(a0), "r"(a1), "r"(b));                                                                            \
+    }                                                                                                             \
+    MSL_FN static void k16(float2& c, float2& e, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1) {          \
+      asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "   \
+          "{%0,%1,%2,%3};"                                                                                        \
+          : "+f"(c.x), "+f"(c.y), "+f"(e.x), "+f"(e.y)                                                            \
+          : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                                \
+    }                                                                                                             \
+  };
+MSL_TENSOR_CORE(bfloat, "bf16")
+MSL_TENSOR_CORE(half, "f16")
+
+template <typename T>
+MSL_FN void simdgroup_multiply_accumulate(
+    simdgroup_float8x8& d, const simdgroup_matrix<T, 8, 8>& a, const simdgroup_matrix<T, 8, 8>& b,
+    const simdgroup_float8x8& c) {
+  float2 low = c.elements, high = float2(0.0f);
+  msl_tensor_core<T>::k8(low, high, msl_operand(a, false), 0, msl_operand(b, true));
+  d.elements = low;
+  d.transposed = false;
+}
+MSL_FN void simdgroup_multiply_accumulate(
+    simdgroup_float8x8& d, const simdgroup_float8x8& a, const simdgroup_float8x8& b, const simdgroup_float8x8& c) {
+  uint lane = msl_lane();
+  float2 sum = c.elements;
+  _Pragma("unroll") for (ushort k = 0; k < 8; k++) {
+    float left = simd_shuffle(k % 2 ? a.elements.y : a.elements.x, ushort(lane / 4 * 4 + k / 2));
+    float2 right = simd_shuffle(b.elements, ushort(k * 4 + lane % 4));
+    sum = fma(float2(left), right, sum);
+  }
+  d.elements = sum;
+  d.transposed = false;
+}
+template <typename D, typename A, typename B>
+MSL_FN void simdgroup_multiply(D& d, const A& a, const B& b) {
+  simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<float, 8, 8>(0.0f));
+}
+
+// [d0; d1] += [a00 a01; a10 a11] [b0; b1]: four 8x8 products of the portable text in one instruction.
+#define SIMDGROUP_MATRIX_16X8X16 1
+template <typename T>
+MSL_FN void simdgroup_multiply_accumulate_16x8x16(
+    simdgroup_float8x8& d0, simdgroup_float8x8& d1, const simdgroup_matrix<T, 8, 8>& a00,
+    const simdgroup_matrix<T, 8, 8>& a01, const simdgroup_matrix<T, 8, 8>& a10, const simdgroup_matrix<T, 8, 8>& a11,
+    const simdgroup_matrix<T, 8, 8>& b0, const simdgroup_matrix<T, 8, 8>& b1) {
+  msl_tensor_core<T>::k16(
+      d0.elements, d1.elements, msl_operand(a00, false), msl_operand(a10, false), msl_operand(a01, false),
+      msl_operand(a11, false), msl_operand(b0, true), msl_operand(b1, true));
+}
+
+}  // namespace metal
+
+#define INFINITY __int_as_float(0x7f800000)
+#define FLT_MAX 3.402823466e+38f
+#define NAN __int_as_float(0x7fffffff)
