@@ -1,0 +1,73 @@
+"""Which kind of checkpoint a path holds, told by content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_gptoss.convert.adapters import CONFIG as ADAPTER_CONFIG
+from mlx_gptoss.convert.adapters import Adapter, open_adapter
+from mlx_gptoss.convert.huggingface import open_huggingface
+from mlx_gptoss.convert.safetensors import Checkpoint, read_checkpoint
+from mlx_gptoss.convert.source import Source
+from mlx_gptoss.errors import CheckpointError, ConversionError
+from mlx_gptoss.folder import is_model_folder
+
+LOOKED_FOR = (
+    "Hugging Face safetensors (model.layers.0.mlp.experts...), OpenAI's original ones (block.0.attn.qkv.weight), "
+    "an mlx-lm folder (experts.gate_proj), or a GGUF file of architecture gpt-oss"
+)
+
+
+def open_source(path: Path, adapters: Sequence[Path] = ()) -> Source:
+    """Opens whatever checkpoint `path` is, with adapters merged. Raises CheckpointError saying what was found."""
+    if not path.exists():
+        raise CheckpointError("there is no such source", where=str(path))
+    opened: list[Adapter] = []
+    try:
+        opened += [open_adapter(p) for p in adapters]
+        return _open(path, opened)
+    except BaseException:
+        for adapter in opened:
+            for file in adapter.files:
+                file.close()
+        raise
+
+
+def _open(path: Path, adapters: Sequence[Adapter]) -> Source:
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return _open_safetensors(path.parent, read_checkpoint(path.parent, (path.name,)), adapters)
+        raise _unknown(path)
+    if is_model_folder(path):
+        raise ConversionError("the source is a model folder already", where=str(path))
+    if (path / ADAPTER_CONFIG).is_file():
+        raise ConversionError(
+            "the source is an adapter, not a model", where=str(path), hint="Give the base model, and this as --adapter"
+        )
+    if any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists():
+        return _open_safetensors(path, read_checkpoint(path), adapters)
+    raise _unknown(path)
+
+
+def _open_safetensors(folder: Path, checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Source:
+    try:
+        names = checkpoint.entries
+        if any(n.startswith("model.layers.0.mlp.experts.") for n in names):
+            return open_huggingface(folder, checkpoint, adapters)
+        raise _unknown(folder, sorted(names))
+    except BaseException:
+        for file in checkpoint.files:
+            file.close()
+        raise
+
+
+def _unknown(path: Path, tensors: Sequence[str] = ()) -> CheckpointError:
+    if tensors:
+        found = f"tensors such as {', '.join(t[:60] for t in tensors[:4])}"
+    elif path.is_dir():
+        names = sorted(p.name for p in path.iterdir())
+        found = ", ".join(n[:60] for n in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    else:
+        found = "a file of another kind"
+    return CheckpointError("no gpt-oss checkpoint here", expected=LOOKED_FOR, got=found or "nothing", where=str(path))
