@@ -1,0 +1,213 @@
+"""Draws the next token of every row of a batch, on the device, from one uniform number a row.
+
+Each row has its own parameters and its own random stream, keyed by its seed and the token's index, so a row's
+tokens do not depend on its neighbours, and a redone step draws the same number.
+
+No sort touches the whole vocabulary: top-k and the reported alternatives come from the blocks with the largest
+maxima (the k largest logits lie in at most k blocks), top-p from a bisection for the nucleus's lowest logit, and
+the draw from cumulative sums in two levels (blocks, then inside one block), which also keeps the tail's mass that
+one long float32 sum would lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_gptoss.engine.constraint import Mask, stack_masks
+from mlx_gptoss.engine.row_sampler import LogitEdit, RowSampler
+
+_BLOCK = 64
+_LARGEST_UNIFORM = 1.0 - 2.0**-23
+_TOP_K_BY_CANDIDATES = 128
+_NUCLEUS_SPAN = 28.0
+_NUCLEUS_STEPS = 22
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One step's draw for S rows, lazy. `peak` is each row's largest logit after masking: NaN when its logits are
+    broken, -inf when nothing is allowed. Log-probabilities are of the raw logits; `top_*` are sorted, best first."""
+
+    tokens: mx.array  # int32 [S]
+    peak: mx.array  # [S]
+    logprobs: mx.array | None = None  # float32 [S]
+    top_ids: mx.array | None = None  # int32 [S, n]
+    top_logprobs: mx.array | None = None  # float32 [S, n]
+
+    def arrays(self) -> list[mx.array]:
+        return [
+            array
+            for array in (self.tokens, self.peak, self.logprobs, self.top_ids, self.top_logprobs)
+            if array is not None
+        ]
+
+
+class Sampler:
+    """Samples batches; holds the compiled pieces. Used by one thread."""
+
+    def __init__(self) -> None:
+        self._nucleus: Callable[[mx.array, mx.array, mx.array], mx.array] = mx.compile(_nucleus_threshold)
+
+    def sample(
+        self, logits: mx.array, rows: Sequence[RowSampler], masks: Sequence[Mask | None] | None = None
+    ) -> Sampled:
+        """Draws one token for each row of `logits` [S, vocab] (any float dtype). `masks` as TokenConstraint's."""
+        edits = [row.edit() for row in rows]
+        edited = any(edit is not None for edit in edits)
+        masked = masks is not None and any(mask is not None for mask in masks)
+        greedy = all(row.greedy for row in rows)
+        reported = max((row.params.logprobs for row in rows if row.params.logprobs is not None), default=None)
+        if greedy and not edited and not masked and reported is None:
+            tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
+            return Sampled(tokens, mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0])
+        raw = logits.astype(mx.float32)
+        scores = _apply_edits(raw, edits) if edited else raw
+        if masks is not None and masked:
+            scores = _apply_masks(scores, stack_masks(list(masks), logits.shape[-1]))
+        best = mx.argmax(scores, axis=-1).astype(mx.int32)
+        peak = mx.take_along_axis(scores, best[:, None], axis=-1)
+        tokens = best if greedy else self._draw(scores, best, peak, rows)
+        if reported is None:
+            return Sampled(tokens, peak[:, 0])
+        total = mx.logsumexp(raw, axis=-1, keepdims=True)
+        chosen = (mx.take_along_axis(raw, tokens[:, None], axis=-1) - total)[:, 0]
+        if reported == 0:
+            return Sampled(tokens, peak[:, 0], chosen)
+        values, ids = top_candidates(raw, min(reported, raw.shape[-1]))
+        return Sampled(tokens, peak[:, 0], chosen, ids, values - total)
+
+    def _draw(self, scores: mx.array, best: mx.array, peak: mx.array, rows: Sequence[RowSampler]) -> mx.array:
+        inverse = mx.array([1.0 if row.greedy else 1.0 / row.params.temperature for row in rows])[:, None]
+        scaled = (scores - peak) * inverse
+        weights = mx.exp(scaled)
+        floor = self._floor(scaled, weights, rows)
+        if floor is not None:
+            weights = mx.where(scaled >= floor, weights, 0.0)
+        drawn = _inverse_cdf(weights, mx.array([min(row.uniform(), _LARGEST_UNIFORM) for row in rows]))
+        if any(row.greedy for row in rows):
+            drawn = mx.where(mx.array([row.greedy for row in rows]), best, drawn)
+        return drawn
+
+    def _floor(self, scaled: mx.array, weights: mx.array, rows: Sequence[RowSampler]) -> mx.array | None:
+        """The lowest scaled logit each row may draw, [S, 1], or None when no row is truncated.
+
+        As elsewhere, top-k comes first, then the nucleus of what it leaves; ties at an end are kept."""
+        vocab = scaled.shape[-1]
+        floors = []
+        if any(row.params.min_p > 0 for row in rows):
+            floors.append(mx.array([np.log(row.params.min_p) if row.params.min_p > 0 else -np.inf for row in rows]))
+        limits = [row.params.top_k if 0 < row.params.top_k < vocab else vocab for row in rows]
+        top_k = None
+        if any(limit < vocab for limit in limits):
+            top_k = self._top_k_floor(scaled, limits)
+            floors.append(top_k)
+        if any(row.params.top_p < 1 for row in rows):
+            kept = weights if top_k is None else mx.where(scaled >= top_k[:, None], weights, 0.0)
+            shares = mx.array([row.params.top_p for row in rows])[:, None]
+            floors.append(mx.where(shares[:, 0] < 1, self._nucleus(scaled, kept, shares), -mx.inf))
+        if not floors:
+            return None
+        floor = floors[0]
+        for other in floors[1:]:
+            floor = mx.maximum(floor, other)
+        return floor.astype(mx.float32)[:, None]
+
+    def _top_k_floor(self, scaled: mx.array, limits: list[int]) -> mx.array:
+        vocab = scaled.shape[-1]
+        largest = max(limit for limit in limits if limit < vocab)
+        if largest <= _TOP_K_BY_CANDIDATES:
+            values = top_candidates(scaled, largest)[0]
+        else:
+            values = mx.sort(scaled, axis=-1)[:, ::-1]
+        places = mx.array([min(limit, values.shape[-1]) - 1 for limit in limits])
+        floor = mx.take_along_axis(values, places[:, None], axis=-1)[:, 0]
+        return mx.where(mx.array([limit < vocab for limit in limits]), floor, -mx.inf)
+
+
+def top_candidates(scores: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The `count` largest of each row of float32 [S, vocab], best first: values and int32 ids, both [S, count]."""
+    blocks = _blocks(scores, -mx.inf)
+    rows, groups, width = blocks.shape
+    kept = min(count, groups)
+    if kept < groups:
+        places = mx.argpartition(-mx.max(blocks, axis=-1), kth=kept - 1, axis=-1)[:, :kept]
+        # In the vocabulary's order, so that equal logits rank by id whatever the partition did.
+        places = mx.sort(places, axis=-1)
+        values = mx.take_along_axis(blocks, places[:, :, None], axis=1).reshape(rows, kept * width)
+        ids = (places[:, :, None] * width + mx.arange(width)).reshape(rows, kept * width)
+    else:
+        values = blocks.reshape(rows, groups * width)
+        ids = mx.broadcast_to(mx.arange(groups * width), values.shape)
+    order = mx.argsort(-values, axis=-1)[:, :count]
+    return mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(ids, order, axis=-1).astype(mx.int32)
+
+
+def _blocks(array: mx.array, fill: float) -> mx.array:
+    """[S, vocab] as [S, groups, _BLOCK], padded with `fill`."""
+    missing = -array.shape[-1] % _BLOCK
+    if missing:
+        array = mx.pad(array, [(0, 0), (0, missing)], constant_values=fill)
+    return array.reshape(array.shape[0], -1, _BLOCK)
+
+
+def _inverse_cdf(weights: mx.array, uniform: mx.array) -> mx.array:
+    """The id whose share of the summed weights [S, vocab] covers each row's uniform number: int32 [S]."""
+    blocks = _blocks(weights, 0.0)
+    sums = mx.sum(blocks, axis=-1)
+    edges = mx.cumsum(sums, axis=-1)
+    target = uniform[:, None] * edges[:, -1:]
+    group = mx.argmax(edges > target, axis=-1)[:, None]
+    before = mx.take_along_axis(edges - sums, group, axis=-1)
+    inside = mx.cumsum(mx.take_along_axis(blocks, group[:, :, None], axis=1)[:, 0], axis=-1)
+    # Rounding may put the target a hair outside its block; strictly below the block's end there is an id with mass.
+    rest = mx.minimum(mx.maximum(target - before, 0.0), inside[:, -1:] * _LARGEST_UNIFORM)
+    place = mx.argmax(inside > rest, axis=-1)[:, None]
+    return (group.astype(mx.int32) * _BLOCK + place.astype(mx.int32))[:, 0]
+
+
+def _nucleus_threshold(scaled: mx.array, weights: mx.array, share: mx.array) -> mx.array:
+    """The highest scaled logit x, within 7e-6, such that logits >= x hold `share` of the mass: [S].
+
+    Logits below -28 hold under 1e-6 of any mass and are kept when they are asked for."""
+    wanted = share * mx.sum(weights, axis=-1, keepdims=True)
+    low = mx.full(share.shape, -_NUCLEUS_SPAN)
+    high = mx.zeros(share.shape)
+    for _ in range(_NUCLEUS_STEPS):
+        middle = (low + high) * 0.5
+        enough = mx.sum(mx.where(scaled >= middle, weights, 0.0), axis=-1, keepdims=True) >= wanted
+        low = mx.where(enough, middle, low)
+        high = mx.where(enough, high, middle)
+    everything = mx.sum(mx.where(scaled >= low, weights, 0.0), axis=-1, keepdims=True) < wanted
+    at_peak = mx.sum(mx.where(scaled >= 0, weights, 0.0), axis=-1, keepdims=True) >= wanted
+    return mx.where(at_peak, 0.0, mx.where(everything, -mx.inf, low))[:, 0]
+
+
+def _apply_masks(scores: mx.array, masks: Mask) -> mx.array:
+    bits = (mx.array(masks)[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+    allowed = bits.reshape(scores.shape[0], -1)[:, : scores.shape[1]].astype(mx.bool_)
+    return mx.where(allowed, scores, -mx.inf)
+
+
+def _apply_edits(scores: mx.array, edits: Sequence[LogitEdit | None]) -> mx.array:
+    """Penalties and biases: at each row's ids, divide or multiply by `factors`, then add `shifts`."""
+    width = max(len(edit.ids) for edit in edits if edit is not None)
+    ids = np.zeros((len(edits), width), dtype=np.int32)
+    factors = np.ones((len(edits), width), dtype=np.float32)
+    shifts = np.zeros((len(edits), width), dtype=np.float32)
+    for row, edit in enumerate(edits):
+        if edit is None:
+            continue
+        count = len(edit.ids)
+        # Padding repeats the last edit: writing the same value twice changes nothing.
+        for target, source in ((ids, edit.ids), (factors, edit.factors), (shifts, edit.shifts)):
+            target[row, :count] = source
+            target[row, count:] = source[-1]
+    places = mx.array(ids)
+    values = mx.take_along_axis(scores, places, axis=-1)
+    scale = mx.array(factors)
+    values = mx.where(values > 0, values / scale, values * scale) + mx.array(shifts)
+    return mx.put_along_axis(scores, places, values, axis=-1)
