@@ -1,0 +1,81 @@
+// State shared by the executor and the access checker.
+#pragma once
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdint.h>
+
+#include "launch.h"
+
+namespace bench {
+
+constexpr uint32_t kMaxLanes = 1024;
+constexpr uint32_t kMaxArrays = 64;
+constexpr uint32_t kThreadgroupLimit = 32768;
+constexpr uint32_t kArrayPages = 65536;
+constexpr uint64_t kStackBytes = 126976;
+constexpr uint64_t kSignalStackBytes = 65536;
+constexpr uint32_t kKindSimdgroupBarrier = 14;
+constexpr uint32_t kKindThreadgroupBarrier = 15;
+
+enum LaneState : uint32_t { kReady, kAtSimd, kAtSimdgroup, kAtThreadgroup, kDone };
+
+struct Lane {
+  void* sp;
+  LaneState state;
+  uint32_t kind, line, flags;
+  char* stack_low;
+  char* stack_top;
+  Thread thread;
+};
+
+// The same layout as the shim's msl_slots.
+struct Slots {
+  uint8_t data[32][64];
+  uint8_t result[64];
+  uint32_t active;
+  uint32_t has_result;
+};
+
+struct Simdgroup {
+  Slots slots[2];  // a lane can be at most one meeting ahead of its neighbours
+  uint32_t parity;
+  uint32_t epoch;
+};
+
+// Checked build: who wrote and read a byte of threadgroup memory, and when.
+struct ArrayByte {
+  uint32_t written;  // 0 never, else 1 + lane of the last write
+  uint32_t write_epoch, write_simd_epoch;
+  uint32_t read;  // 0 never, 1 + lane of the last read, ~0 several lanes
+  uint32_t read_epoch, read_simd_epoch;
+};
+
+struct Array {
+  uint8_t* pages;
+  uint8_t* data;
+  uint64_t size;
+  ArrayByte* shadow;
+};
+
+struct State {
+  Launch* launch;
+  Lane* lane;
+  Lane* lanes;
+  Simdgroup* groups;
+  Array arrays[kMaxArrays];
+  bool array_used[kMaxArrays];
+  uint32_t lane_count, simdgroups, epoch;
+  uint64_t threadgroup_bytes, random;
+  void* scheduler_sp;
+  void* signal_stack;
+  size_t page;
+  pthread_t thread;
+  sigjmp_buf escape;
+};
+
+extern State g;
+
+void say(const char* format, ...);
+[[noreturn]] void fail(Status status, uint32_t line);
+
+}  // namespace bench
