@@ -1,0 +1,1 @@
+"""HTTP routes: thin handlers between the wire formats and the generation service."""

@@ -1,0 +1,280 @@
+"""Ollama's model management: tags, ps, show, pull, copy, delete, create, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+
+from mlx_gptoss.errors import InvalidRequestError, ModelNotFoundError
+from mlx_gptoss.hub import PullProgress, pull
+from mlx_gptoss.names import DEMO, resolve_model
+from mlx_gptoss.registry import Alias, canonical_name
+from mlx_gptoss.server.catalog import CatalogEntry, catalog, describe, ollama_name
+from mlx_gptoss.server.failure import body_of
+from mlx_gptoss.server.generation import guarded
+from mlx_gptoss.server.http import NDJSON, body_schema, ndjson, read_body, service_of, stream_failure, streaming
+
+# Clients switch features on by this version: it names the level of Ollama's API that is spoken here.
+OLLAMA_API_VERSION = "0.13.0"
+FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
+router = APIRouter(tags=["ollama"])
+
+
+class NamedBody(BaseModel):
+    """A body that names a model, by the new field or the old one."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str = Field(default="", max_length=512)
+    name: str = Field(default="", max_length=512)
+    stream: bool | None = None
+    insecure: bool | None = None
+    verbose: bool | None = None
+
+    @property
+    def named(self) -> str:
+        if not (self.model or self.name):
+            raise InvalidRequestError("model is required", param="model")
+        return self.model or self.name
+
+
+class CopyBody(BaseModel):
+    source: str = Field(max_length=512)
+    destination: str = Field(max_length=512)
+
+
+class CreateBody(NamedBody):
+    """`from` an installed model, with a system prompt and parameters of its own."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    base: str | None = Field(default=None, alias="from", max_length=512)
+    system: str | None = None
+    parameters: dict[str, Any] | None = None
+    files: dict[str, str] | None = None
+    quantize: str | None = None
+    template: str | None = None
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def running() -> Response:
+    """What Ollama's clients look for when they probe the port."""
+    return PlainTextResponse("Ollama is running")
+
+
+@router.api_route("/api/version", methods=["GET", "HEAD"])
+async def version() -> Response:
+    """The level of Ollama's API."""
+    return JSONResponse({"version": OLLAMA_API_VERSION})
+
+
+def _tag(entry: CatalogEntry) -> dict[str, Any]:
+    name = ollama_name(entry.name)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": entry.modified,
+        "size": entry.size_bytes,
+        "digest": entry.digest,
+        "details": entry.details,
+    }
+
+
+@router.api_route("/api/tags", methods=["GET", "HEAD"])
+async def tags(request: Request) -> Response:
+    """The models on this machine."""
+    entries = await asyncio.to_thread(catalog, service_of(request).models.registry)
+    return JSONResponse({"models": [_tag(entry) for entry in entries]})
+
+
+def _entry(request: Request, name: str) -> tuple[CatalogEntry, Alias | None]:
+    """Describe a model or alias. The demo model is installed by being asked for."""
+    manager = service_of(request).models
+    target, alias = manager.target(name)
+    folder = resolve_model(target, registry=manager.registry)
+    return describe(canonical_name(name) if alias is not None else target, target, folder), alias
+
+
+@router.get("/api/ps")
+async def ps(request: Request) -> Response:
+    """The models in memory."""
+    manager = service_of(request).models
+    listed = []
+    for model in manager.loaded():
+        entry, _ = await asyncio.to_thread(_entry, request, model.name)
+        expires = FOREVER if math.isinf(model.expires_at) else datetime.fromtimestamp(model.expires_at, UTC)
+        listed.append(
+            {
+                **_tag(entry),
+                "expires_at": expires.isoformat(),
+                "size_vram": entry.size_bytes,
+                "context_length": model.llm.context,
+            }
+        )
+    return JSONResponse({"models": listed})
+
+
+@router.post("/api/show", openapi_extra=body_schema(NamedBody))
+async def show(request: Request) -> Response:
+    """Everything about one model."""
+    body = await read_body(request, NamedBody)
+    entry, alias = await asyncio.to_thread(_entry, request, body.named)
+    config = entry.config
+    parameters = {"temperature": 1, **(dict(alias.parameters) if alias is not None else {})}
+    lines = [f"FROM {ollama_name(entry.target)}"]
+    lines += [f"PARAMETER {key} {value}" for key, value in parameters.items()]
+    if alias is not None and alias.system:
+        lines.append(f'SYSTEM """{alias.system}"""')
+    info = {
+        "general.architecture": "gptoss",
+        "general.parameter_count": entry.parameters,
+        "gptoss.attention.head_count": config.num_heads,
+        "gptoss.attention.head_count_kv": config.num_kv_heads,
+        "gptoss.attention.sliding_window": config.sliding_window,
+        "gptoss.block_count": config.num_layers,
+        "gptoss.context_length": config.max_position_embeddings,
+        "gptoss.embedding_length": config.hidden_size,
+        "gptoss.expert_count": config.num_experts,
+        "gptoss.expert_used_count": config.experts_per_token,
+        "gptoss.rope.freq_base": config.rope_theta,
+        "gptoss.vocab_size": config.vocab_size,
+        "tokenizer.ggml.model": "gpt2",
+    }
+    return JSONResponse(
+        {
+            "license": "",
+            "modelfile": "\n".join(lines),
+            "parameters": "\n".join(f"{key:<30} {value}" for key, value in parameters.items()),
+            "template": "{{ .Prompt }}",
+            "system": alias.system if alias is not None and alias.system else "",
+            "details": entry.details,
+            "model_info": info,
+            "capabilities": ["completion", "tools", "thinking"],
+            "modified_at": entry.modified,
+        }
+    )
+
+
+@router.post("/api/pull", openapi_extra=body_schema(NamedBody))
+async def pull_model(request: Request) -> Response:
+    """Download and convert a model, with a line for each step of progress."""
+    body = await read_body(request, NamedBody)
+    name = canonical_name(body.named)
+    lines = _pulling(request, name)
+    if body.stream is False:
+        async for _ in lines:
+            pass
+        return JSONResponse({"status": "success"})
+    chunks = (ndjson(line) async for line in lines)
+    return streaming(guarded(chunks, lambda error: ndjson(body_of(stream_failure(error), "ollama"))), NDJSON)
+
+
+async def _pulling(request: Request, name: str) -> AsyncIterator[dict[str, Any]]:
+    registry = service_of(request).models.registry
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[PullProgress | None] = asyncio.Queue()
+
+    def report(progress: PullProgress) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, progress)
+
+    def work() -> None:
+        if name == DEMO:
+            resolve_model(name, registry=registry)
+        else:
+            pull(name, registry=registry, progress=report)
+
+    yield {"status": "pulling manifest"}
+    job = asyncio.ensure_future(asyncio.to_thread(work))
+    job.add_done_callback(lambda _: queue.put_nowait(None))
+    last: dict[str, Any] = {}
+    while (progress := await queue.get()) is not None:
+        word = f"pulling {progress.file}" if progress.phase == "download" else "converting"
+        line = {
+            "status": word,
+            "digest": f"sha256:{progress.phase}",
+            "total": progress.total,
+            "completed": progress.completed,
+        }
+        # Thousands of small steps a second would drown a client: a line each percent is plenty.
+        step = max(1, progress.total // 100)
+        if line["status"] != last.get("status") or line["completed"] - last.get("completed", 0) >= step:
+            last = line
+            yield line
+    await job
+    yield {"status": "verifying sha256 digest"}
+    yield {"status": "writing manifest"}
+    yield {"status": "success"}
+
+
+@router.post("/api/copy", openapi_extra=body_schema(CopyBody))
+async def copy(request: Request) -> Response:
+    """A second name for a model."""
+    body = await read_body(request, CopyBody)
+    manager = service_of(request).models
+    manager.target(body.source)
+    await asyncio.to_thread(manager.registry.set_alias, Alias(canonical_name(body.destination), body.source))
+    return Response(status_code=200)
+
+
+@router.delete("/api/delete", openapi_extra=body_schema(NamedBody))
+async def delete(request: Request) -> Response:
+    """Delete a model, or only the alias of that name."""
+    body = await read_body(request, NamedBody)
+    manager = service_of(request).models
+    if manager.registry.alias(body.named) is None:
+        name = manager.registry.find(body.named).name
+        await manager.unload(name)
+        if any(model.name == name for model in manager.loaded()):
+            raise InvalidRequestError(f"{body.named} is in use", param="model", hint="Try again when it is idle.")
+    await asyncio.to_thread(manager.registry.remove, body.named)
+    return Response(status_code=200)
+
+
+@router.post("/api/create", openapi_extra=body_schema(CreateBody))
+async def create(request: Request) -> Response:
+    """A model of its own name `from` another, with a system prompt and parameters."""
+    body = await read_body(request, CreateBody)
+    if body.files or body.quantize or body.template:
+        raise InvalidRequestError(
+            "only from, system and parameters are supported here", hint="Convert files with `mlx-gptoss convert`."
+        )
+    if not body.base:
+        raise InvalidRequestError("from is required", param="from")
+    manager = service_of(request).models
+    manager.target(body.base)
+    alias = Alias(canonical_name(body.named), body.base, body.system, body.parameters or {})
+    await asyncio.to_thread(manager.registry.set_alias, alias)
+    if body.stream is False:
+        return JSONResponse({"status": "success"})
+
+    async def lines() -> AsyncIterator[str]:
+        yield ndjson({"status": "writing manifest"})
+        yield ndjson({"status": "success"})
+
+    return streaming(lines(), NDJSON)
+
+
+class EmbedBody(NamedBody):
+    """What an embedding request says; it is always refused."""
+
+    input: str | list[str] | None = None
+    prompt: str | None = None
+
+
+@router.post("/api/embed", openapi_extra=body_schema(EmbedBody))
+@router.post("/api/embeddings", openapi_extra=body_schema(EmbedBody))
+async def embed(request: Request) -> Response:
+    """gpt-oss has no embeddings; say so."""
+    body = await read_body(request, EmbedBody)
+    known = {ollama_name(entry.name) for entry in catalog(service_of(request).models.registry)}
+    if body.named not in known and ollama_name(canonical_name(body.named)) not in known | {"demo:latest"}:
+        raise ModelNotFoundError(f"model {body.named!r} not found, try pulling it first")
+    raise InvalidRequestError("this model does not support embeddings", param="model")
