@@ -108,7 +108,7 @@ class MetalBackend:
             source=kernel.source,
             header=includes + kernel.header,
         )
-        return cast(Callable[..., list[mx.array]], built)  # MLX types the callable as object
+        return cast("Callable[..., list[mx.array]]", built)  # MLX types the callable as object
 
 
 def check_launch(

@@ -1,0 +1,109 @@
+// computes     attention with sinks of one new position over a main cache, a tail and itself; appends it to the tail.
+// shapes       q [S, KV_HEADS * HEADS, 64] f32 and k, v [S, KV_HEADS, 64], of which row lengths[4] is used;
+//              main_k, main_v [KV_HEADS, C, 64], lengths[1] of C = lengths[3] keys valid; tail_k, tail_v
+//              [KV_HEADS, TAIL, 64], lengths[2] < TAIL valid; sinks [KV_HEADS * HEADS]; lengths i32 [8];
+//              new_k, new_v: the tail with the position written at lengths[2], later rows undefined;
+//              out: FINAL [KV_HEADS * HEADS, 64] f32, else parts [KV_HEADS * HEADS, parts, 68] for attention_merge.
+// grid         parts x KV_HEADS * ceil(HEADS / 8) threadgroups; part i takes the i-th stretch of the main cache, the
+//              last part the tail as well. FINAL needs one part.
+// threadgroup  32 SIMDGROUPS threads.
+// bytes        every valid K and V once (once for 8 query heads), the valid tail written once.
+// why          stock kernels read K and V once for each of the 8 query heads, or know no sinks; a cache that only grows
+//              in its small tail is never copied.
+// reference    mlx_gptoss/kernels/attention.py, attention_full_twin.
+#include "attend.h"
+
+template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGROUPS, int UNROLL, bool FINAL>
+[[kernel]] void attention_full(
+    const device float* q [[buffer(0)]],
+    const device T* k [[buffer(1)]],
+    const device T* v [[buffer(2)]],
+    const device T* main_k [[buffer(3)]],
+    const device T* main_v [[buffer(4)]],
+    const device T* tail_k [[buffer(5)]],
+    const device T* tail_v [[buffer(6)]],
+    const device B* sinks [[buffer(7)]],
+    const device int* lengths [[buffer(8)]],
+    device float* out [[buffer(9)]],
+    device T* new_k [[buffer(10)]],
+    device T* new_v [[buffer(11)]],
+    uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
+    uint3 threadgroups_per_grid [[threadgroups_per_grid]],
+    uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
+    uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
+  threadgroup float memory[attend_memory(SIMDGROUPS)];
+  constexpr int GROUPS = (HEADS + 7) / 8;
+  constexpr int BLOCK = 4 * UNROLL;
+  uint lane = thread_index_in_simdgroup;
+  int part = int(threadgroup_position_in_grid.x);
+  int parts = int(threadgroups_per_grid.x);
+  int kv = int(threadgroup_position_in_grid.y) / GROUPS;
+  int group = int(threadgroup_position_in_grid.y) % GROUPS;
+  int heads = metal::min(HEADS - 8 * group, 8);
+  int head = kv * HEADS + 8 * group;
+  int row = lengths[4];
+  int capacity = lengths[3];
+  int dims = int(lane & 7u);
+  float queries[64];
+  load_queries(q + (row * KV_HEADS * HEADS + head) * 64, heads, lane, queries);
+  float m = -1e30f;
+  float l = 0.0f;
+  float acc[64];
+  for (int i = 0; i < 64; ++i) {
+    acc[i] = 0.0f;
+  }
+  float ks[8 * UNROLL];
+  float vs[8 * UNROLL];
+  bool valid[UNROLL];
+
+  int n_main = lengths[1];
+  int share = (n_main + parts * BLOCK - 1) / (parts * BLOCK) * BLOCK;
+  int end = metal::min(n_main, (part + 1) * share);
+  const device T* keys = main_k + size_t(kv) * capacity * 64;
+  const device T* values = main_v + size_t(kv) * capacity * 64;
+  for (int base = part * share + int(simdgroup_index_in_threadgroup) * BLOCK; base < end; base += SIMDGROUPS * BLOCK) {
+#pragma clang loop unroll(full)
+    for (int u = 0; u < UNROLL; ++u) {
+      int key = base + 4 * u + int(lane >> 3);
+      valid[u] = key < end;
+      key = metal::min(key, end - 1);
+      read8(keys, key * 8 + dims, ks + 8 * u);
+      read8(values, key * 8 + dims, vs + 8 * u);
+    }
+    attend<UNROLL>(queries, ks, vs, valid, lane, m, l, acc);
+  }
+
+  if (part == parts - 1) {
+    int n_tail = lengths[2];
+    int fresh = (row * KV_HEADS + kv) * 64 + dims * 8;
+    int tail = kv * TAIL * 64 + dims * 8;
+    for (int base = int(simdgroup_index_in_threadgroup) * BLOCK; base <= n_tail; base += SIMDGROUPS * BLOCK) {
+#pragma clang loop unroll(full)
+      for (int u = 0; u < UNROLL; ++u) {
+        int key = base + 4 * u + int(lane >> 3);
+        valid[u] = key <= n_tail;
+        for (int i = 0; i < 8; ++i) {
+          ks[8 * u + i] = 0.0f;
+          vs[8 * u + i] = 0.0f;
+        }
+        if (key == n_tail) {
+          read8(k + fresh, 0, ks + 8 * u);
+          read8(v + fresh, 0, vs + 8 * u);
+        } else if (key < n_tail) {
+          read8(tail_k + tail, key * 8, ks + 8 * u);
+          read8(tail_v + tail, key * 8, vs + 8 * u);
+        }
+        if (valid[u] && group == 0) {
+          for (int i = 0; i < 8; ++i) {
+            new_k[tail + key * 64 + i] = T(ks[8 * u + i]);
+            new_v[tail + key * 64 + i] = T(vs[8 * u + i]);
+          }
+        }
+      }
+      attend<UNROLL>(queries, ks, vs, valid, lane, m, l, acc);
+    }
+  }
+  device float* to = FINAL ? out + head * 64 : out + head * parts * ATTEND_PART;
+  finish<SIMDGROUPS, FINAL>(
+      m, l, acc, sinks + head, heads, part, parts, memory, simdgroup_index_in_threadgroup, lane, to);
+}

@@ -1,0 +1,43 @@
+// computes     y = x + W a + b: attention's output projection, its bias and the residual.
+// shapes       a [S, K] f32; weight [N, K] (any format); bias [N]; x, y [S, N] f32, the residual stream.
+// grid         ceil(N / (SIMDGROUPS * ROWS)) threadgroups.
+// threadgroup  32 SIMDGROUPS threads; S * TILE chunks of activations in threadgroup memory.
+// bytes        the weight, its scales and bias, once; a once a threadgroup (from cache).
+// why          bias and residual cost no launch and the stream stays in float.
+// reference    mlx_gptoss/kernels/attention_out.py, attention_out_twin.
+#include "project.h"
+
+template <typename W, typename Q, typename B, int FORMAT, int GROUP, int K, int N, int S, int ROWS, int SIMDGROUPS, int TILE,
+          int UNROLL>
+[[kernel]] void attention_out(
+    const device float* a [[buffer(0)]],
+    const device W* weight [[buffer(1)]],
+    const device Q* scales [[buffer(2)]],
+    const device Q* biases [[buffer(3)]],
+    const device B* bias [[buffer(4)]],
+    const device float* x [[buffer(5)]],
+    device float* y [[buffer(6)]],
+    uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
+    uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
+    uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
+  threadgroup float4 staged[tile_size(FORMAT, TILE, S)];
+  threadgroup float sums[S * SIMDGROUPS];
+  int first = int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * ROWS;
+  size_t rows[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    rows[r] = metal::min(first + r, N - 1);
+  }
+  float acc[S * ROWS];
+  project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, false>(
+      a, bias, 0.0f, (const device uint*)weight, scales, biases, rows, true, staged, sums,
+      simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
+  if (thread_index_in_simdgroup == 0) {
+    for (int r = 0; r < ROWS; ++r) {
+      if (first + r < N) {
+        for (int s = 0; s < S; ++s) {
+          y[s * N + first + r] = x[s * N + first + r] + (acc[s * ROWS + r] + float(bias[first + r]));
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,223 @@
+// Rows of a weight matrix times one to eight activations, by one simdgroup, in every format a model folder holds.
+//
+// A lane takes 16 bytes of a row at a time (12 in the 6-bit format), 32 lanes take 512 neighbouring bytes, several rows
+// and steps are in flight at once. Each weight is read and decoded once for all activations. Sums are in float.
+#pragma once
+#include "common.h"
+#include "mxfp4.h"
+
+enum WeightFormat {
+  FORMAT_Q4 = 4,
+  FORMAT_Q6 = 6,
+  FORMAT_Q8 = 8,
+  FORMAT_BF16 = 16,
+  FORMAT_F32 = 32,
+  FORMAT_MXFP4 = 104,
+  FORMAT_MXFP8 = 108
+};
+
+constexpr int format_bits(int format) {
+  return format > 100 ? format - 100 : format;
+}
+
+// Values a lane takes at a time.
+constexpr int chunk_values(int format) {
+  return format == FORMAT_Q6 ? 16 : 128 / format_bits(format);
+}
+
+constexpr bool is_affine(int format) {
+  return format <= FORMAT_Q8;
+}
+
+constexpr bool is_scaled(int format) {
+  return format <= FORMAT_Q8 || format > 100;
+}
+
+template <int FORMAT>
+METAL_FUNC void load_chunk(const device uint* row, int chunk, thread uint* w) {
+  if (FORMAT == FORMAT_Q6) {
+    w[0] = row[3 * chunk];
+    w[1] = row[3 * chunk + 1];
+    w[2] = row[3 * chunk + 2];
+    w[3] = 0;
+  } else {
+    uint4 q = ((const device uint4*)row)[chunk];
+    w[0] = q.x;
+    w[1] = q.y;
+    w[2] = q.z;
+    w[3] = q.w;
+  }
+}
+
+// E8M0 exponents. E4M3 bytes decode times 2^-8 below.
+template <int FORMAT>
+METAL_FUNC float decode_scale(uint8_t exponent) {
+  uint e = exponent;
+  return FORMAT == FORMAT_MXFP4 ? mxfp4_scale(e) : as_type<float>(metal::min(e + 8u, 255u) << 23);
+}
+
+template <int FORMAT, typename T>
+METAL_FUNC float decode_scale(T scale) {
+  return float(scale);
+}
+
+// Values 8 piece .. 8 piece + 7 of a chunk (4 in F32), without their scale.
+template <int FORMAT>
+METAL_FUNC void unpack(const thread uint* w, int piece, thread float* v) {
+  if (FORMAT == FORMAT_F32) {
+    for (int i = 0; i < 4; ++i) {
+      v[i] = as_type<float>(w[i]);
+    }
+  } else if (FORMAT == FORMAT_BF16) {
+    for (int i = 0; i < 4; ++i) {
+      v[2 * i] = low_bf16(w[i]);
+      v[2 * i + 1] = high_bf16(w[i]);
+    }
+  } else if (FORMAT == FORMAT_MXFP4) {
+    for (int i = 0; i < 4; ++i) {
+      half2 h = mxfp4_pair(w[piece], i);
+      v[i] = float(h.x);
+      v[i + 4] = float(h.y);
+    }
+  } else if (FORMAT == FORMAT_Q4) {
+    // A small integer or-ed into the mantissa of the half 1024.
+    for (int i = 0; i < 4; ++i) {
+      half2 h = as_type<half2>(((w[piece] >> (4 * i)) & 0x000f000fu) | 0x64006400u);
+      v[i] = float(h.x) - 1024.0f;
+      v[i + 4] = float(h.y) - 1024.0f;
+    }
+  } else if (FORMAT == FORMAT_Q6) {
+    for (int i = 0; i < 8; ++i) {
+      int bit = 48 * piece + 6 * i;
+      uint value = w[bit / 32] >> (bit % 32);
+      if (bit % 32 > 26) {
+        value |= w[bit / 32 + 1] << (32 - bit % 32);
+      }
+      v[i] = float(value & 63u);
+    }
+  } else {
+    for (int i = 0; i < 4; ++i) {
+      uint b = w[(2 * piece + i / 2) & 3] >> (8 * (i % 2));
+      if (FORMAT == FORMAT_Q8) {
+        half2 h = as_type<half2>((b & 0x00ff00ffu) | 0x64006400u);
+        v[4 * (i / 2) + i % 2] = float(h.x) - 1024.0f;
+        v[4 * (i / 2) + i % 2 + 2] = float(h.y) - 1024.0f;
+      } else {
+        half2 h = as_type<half2>(((b & 0x007f007fu) << 7) | ((b & 0x00800080u) << 8));
+        v[4 * (i / 2) + i % 2] = float(h.x);
+        v[4 * (i / 2) + i % 2 + 2] = float(h.y);
+      }
+    }
+  }
+}
+
+// acc[s * R + r] += sum over this lane's chunks of row r times activation s.
+//
+// The chunks are first .. first + count - 1 of each row, count <= COUNT; `x` holds them permuted by L from `offsets[s]`
+// on (in float4s), with chunk `first` at its start. Activations whose bit in `members` is off are skipped; the bits are
+// the same in all lanes.
+template <int FORMAT, int GROUP, int K, int R, int S, int COUNT, int UNROLL, int L, typename Q, typename X>
+METAL_FUNC void matvec(
+    const device uint* weight,
+    const device Q* scales,
+    const device Q* biases,
+    const thread size_t* rows,
+    X x,
+    const thread int* offsets,
+    int stride,
+    uint members,
+    int first,
+    int count,
+    uint lane,
+    thread float* acc) {
+  constexpr int CHUNK = chunk_values(FORMAT);
+  constexpr int PIECE = CHUNK < 8 ? CHUNK : 8;
+  constexpr int STEPS = (COUNT + 31) / 32;
+  constexpr int WORDS = K * format_bits(FORMAT) / 32;
+  for (int step = 0; step < STEPS; step += UNROLL) {
+    uint w[UNROLL * R * 4];
+    float scale[UNROLL * R];
+    float bias[UNROLL * R];
+#pragma clang loop unroll(full)
+    for (int u = 0; u < UNROLL; ++u) {
+      int c = (step + u) * 32 + int(lane);
+      bool inside = c < count;
+#pragma clang loop unroll(full)
+      for (int r = 0; r < R; ++r) {
+        int i = u * R + r;
+        scale[i] = 0.0f;
+        bias[i] = 0.0f;
+        w[4 * i] = 0;
+        w[4 * i + 1] = 0;
+        w[4 * i + 2] = 0;
+        w[4 * i + 3] = 0;
+        if (inside) {
+          load_chunk<FORMAT>(weight + rows[r] * WORDS, first + c, w + 4 * i);
+          if (is_scaled(FORMAT)) {
+            size_t g = rows[r] * (K / GROUP) + (first + c) * CHUNK / GROUP;
+            scale[i] = decode_scale<FORMAT>(scales[g]);
+            if (is_affine(FORMAT)) {
+              bias[i] = float(biases[g]);
+            }
+          }
+        }
+      }
+    }
+#pragma clang loop unroll(full)
+    for (int u = 0; u < UNROLL; ++u) {
+      int c = metal::min((step + u) * 32 + int(lane), count - 1);
+      float part[S * R];
+      float total[S];
+#pragma clang loop unroll(full)
+      for (int i = 0; i < S * R; ++i) {
+        part[i] = 0.0f;
+      }
+#pragma clang loop unroll(full)
+      for (int s = 0; s < S; ++s) {
+        total[s] = 0.0f;
+      }
+#pragma clang loop unroll(full)
+      for (int piece = 0; piece < CHUNK / PIECE; ++piece) {
+        float v[R * 8];
+#pragma clang loop unroll(full)
+        for (int r = 0; r < R; ++r) {
+          unpack<FORMAT>(w + 4 * (u * R + r), piece, v + 8 * r);
+        }
+#pragma clang loop unroll(full)
+        for (int s = 0; s < S; ++s) {
+          if ((members >> s) & 1u) {
+#pragma clang loop unroll(full)
+            for (int j = 0; j < PIECE / 4; ++j) {
+              float4 y = read4(x, offsets[s] + permuted<L>(c * (CHUNK / 4) + piece * (PIECE / 4) + j, stride));
+              if (is_affine(FORMAT)) {
+                total[s] += (y.x + y.y) + (y.z + y.w);
+              }
+#pragma clang loop unroll(full)
+              for (int r = 0; r < R; ++r) {
+                float sum = part[s * R + r];
+                sum = metal::fma(v[8 * r + 4 * j], y.x, sum);
+                sum = metal::fma(v[8 * r + 4 * j + 1], y.y, sum);
+                sum = metal::fma(v[8 * r + 4 * j + 2], y.z, sum);
+                part[s * R + r] = metal::fma(v[8 * r + 4 * j + 3], y.w, sum);
+              }
+            }
+          }
+        }
+      }
+#pragma clang loop unroll(full)
+      for (int s = 0; s < S; ++s) {
+#pragma clang loop unroll(full)
+        for (int r = 0; r < R; ++r) {
+          int i = u * R + r;
+          if (is_affine(FORMAT)) {
+            acc[s * R + r] += scale[i] * part[s * R + r] + bias[i] * total[s];
+          } else if (is_scaled(FORMAT)) {
+            acc[s * R + r] += scale[i] * part[s * R + r];
+          } else {
+            acc[s * R + r] += part[s * R + r];
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,102 @@
+// A dense projection by a whole threadgroup: the activations are staged in threadgroup memory, permuted, a tile of K at
+// a time, and each simdgroup takes R rows. With NORM the RMS norm costs no pass of its own: the tile is multiplied by the
+// norm's weight on its way in, the squares are summed meanwhile, and 1 / rms, one number an activation, multiplies the
+// results.
+#pragma once
+#include "matvec.h"
+
+// Chunks from one float4 column of the staged tile to the next: odd, so that staging hits all banks.
+constexpr int tile_stride(int tile) {
+  return tile | 1;
+}
+
+// float4s of threadgroup memory for S activations and a tile of `tile` chunks.
+constexpr int tile_size(int format, int tile, int batch) {
+  return batch * (chunk_values(format) / 4) * tile_stride(tile);
+}
+
+// acc[s * R + r] = row r times (normed) activation s, in every lane. All threads of the threadgroup call it together.
+// `restage` false reuses the tile and the sums of the call before, possible when a tile is all of K.
+template <int FORMAT, int GROUP, int K, int R, int SIMDGROUPS, int S, int TILE, int UNROLL, bool NORM, typename Q,
+          typename N>
+METAL_FUNC void project(
+    const device float* x,
+    const device N* norm,
+    float eps,
+    const device uint* weight,
+    const device Q* scales,
+    const device Q* biases,
+    const thread size_t* rows,
+    bool restage,
+    threadgroup float4* staged,
+    threadgroup float* sums,
+    uint simdgroup,
+    uint lane,
+    thread float* acc) {
+  constexpr int CHUNK = chunk_values(FORMAT);
+  constexpr int CHUNKS = K / CHUNK;
+  constexpr int L = CHUNK / 4;
+  constexpr int STRIDE = tile_stride(TILE);
+  constexpr int THREADS = 32 * SIMDGROUPS;
+  int thread_index = int(simdgroup * 32 + lane);
+  int offsets[S];
+  float squares[S];
+#pragma clang loop unroll(full)
+  for (int s = 0; s < S; ++s) {
+    offsets[s] = s * L * STRIDE;
+    squares[s] = 0.0f;
+  }
+#pragma clang loop unroll(full)
+  for (int i = 0; i < S * R; ++i) {
+    acc[i] = 0.0f;
+  }
+  for (int first = 0; first < CHUNKS; first += TILE) {
+    int count = metal::min(TILE, CHUNKS - first);
+    if (restage || TILE < CHUNKS) {
+      if (first > 0 || !restage) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+      }
+      for (int i = thread_index; i < count * L; i += THREADS) {
+        int k4 = first * L + i;
+        float4 scale = NORM ? read4(norm, k4) : float4(1.0f);
+#pragma clang loop unroll(full)
+        for (int s = 0; s < S; ++s) {
+          float4 y = read4(x, s * (K / 4) + k4);
+          if (NORM) {
+            squares[s] += (y.x * y.x + y.y * y.y) + (y.z * y.z + y.w * y.w);
+            y = y * scale;
+          }
+          staged[offsets[s] + permuted<L>(i, STRIDE)] = y;
+        }
+      }
+      if (NORM && first + TILE >= CHUNKS) {
+#pragma clang loop unroll(full)
+        for (int s = 0; s < S; ++s) {
+          float sum = simd_sum(squares[s]);
+          if (lane == 0) {
+            sums[s * SIMDGROUPS + int(simdgroup)] = sum;
+          }
+        }
+      }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    const threadgroup float4* tile = staged;
+    matvec<FORMAT, GROUP, K, R, S, TILE, UNROLL, L>(
+        weight, scales, biases, rows, tile, offsets, STRIDE, (1u << S) - 1u, first, count, lane, acc);
+  }
+#pragma clang loop unroll(full)
+  for (int s = 0; s < S; ++s) {
+    float factor = 1.0f;
+    if (NORM) {
+      float sum = 0.0f;
+      for (int i = 0; i < SIMDGROUPS; ++i) {
+        sum += sums[s * SIMDGROUPS + i];
+      }
+      factor = metal::rsqrt(sum / float(K) + eps);
+    }
+#pragma clang loop unroll(full)
+    for (int r = 0; r < R; ++r) {
+      acc[s * R + r] = simd_sum(acc[s * R + r]) * factor;
+    }
+  }
+}

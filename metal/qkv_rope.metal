@@ -1,0 +1,74 @@
+// computes     q, k, v = rope(W rms_norm(x) + b): the RMS norm, the fused QKV projection, its bias and YaRN's rotation.
+// shapes       x [S, K] f32; norm [K]; weight [(HEADS + 2 KV_HEADS) * 64, K] (any format); bias one a row;
+//              rope [S, 64] f32, 32 cosines then 32 sines a sequence, YaRN's concentration included;
+//              params f32 [8], params[0] = eps; q [S, HEADS, 64] f32; k, v [S, KV_HEADS, 64] in the cache's dtype.
+// grid         ceil((HEADS + 2 KV_HEADS) * 32 / (SIMDGROUPS * ROWS / 2)) threadgroups.
+// threadgroup  32 SIMDGROUPS threads; S * TILE chunks of activations in threadgroup memory.
+// bytes        the weight, its scales and bias, once; x and norm once a threadgroup (from cache).
+// why          one launch instead of mlx-lm's eight; the norm rides along, the rotation needs rows d and d + 32 of a
+//              head, so a simdgroup takes both.
+// reference    mlx_gptoss/kernels/qkv.py, qkv_rope_twin.
+#include "project.h"
+
+template <typename N, typename W, typename Q, typename B, typename T, int FORMAT, int GROUP, int K, int HEADS, int KV_HEADS,
+          int S, int ROWS, int SIMDGROUPS, int TILE, int UNROLL>
+[[kernel]] void qkv_rope(
+    const device float* x [[buffer(0)]],
+    const device N* norm [[buffer(1)]],
+    const device W* weight [[buffer(2)]],
+    const device Q* scales [[buffer(3)]],
+    const device Q* biases [[buffer(4)]],
+    const device B* bias [[buffer(5)]],
+    const device float* rope [[buffer(6)]],
+    const device float* params [[buffer(7)]],
+    device float* q [[buffer(8)]],
+    device T* k [[buffer(9)]],
+    device T* v [[buffer(10)]],
+    uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
+    uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
+    uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
+  threadgroup float4 staged[tile_size(FORMAT, TILE, S)];
+  threadgroup float sums[S * SIMDGROUPS];
+  constexpr int PAIRS = ROWS / 2;
+  constexpr int ALL = (HEADS + 2 * KV_HEADS) * 32;
+  int first = int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * PAIRS;
+  size_t rows[ROWS];
+  for (int p = 0; p < PAIRS; ++p) {
+    int pair = metal::min(first + p, ALL - 1);
+    rows[p] = pair / 32 * 64 + pair % 32;
+    rows[PAIRS + p] = rows[p] + 32;
+  }
+  float acc[S * ROWS];
+  project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true>(
+      x, norm, params[0], (const device uint*)weight, scales, biases, rows, true, staged, sums,
+      simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
+  if (thread_index_in_simdgroup == 0) {
+    for (int p = 0; p < PAIRS; ++p) {
+      if (first + p < ALL) {
+        int head = (first + p) / 32;
+        int d = (first + p) % 32;
+        float low_bias = float(bias[rows[p]]);
+        float high_bias = float(bias[rows[PAIRS + p]]);
+        for (int s = 0; s < S; ++s) {
+          float low = acc[s * ROWS + p] + low_bias;
+          float high = acc[s * ROWS + PAIRS + p] + high_bias;
+          float cosine = rope[s * 64 + d];
+          float sine = rope[s * 64 + 32 + d];
+          if (head < HEADS) {
+            int at = (s * HEADS + head) * 64 + d;
+            q[at] = low * cosine - high * sine;
+            q[at + 32] = high * cosine + low * sine;
+          } else if (head < HEADS + KV_HEADS) {
+            int at = (s * KV_HEADS + head - HEADS) * 64 + d;
+            k[at] = T(low * cosine - high * sine);
+            k[at + 32] = T(high * cosine + low * sine);
+          } else {
+            int at = (s * KV_HEADS + head - HEADS - KV_HEADS) * 64 + d;
+            v[at] = T(low);
+            v[at + 32] = T(high);
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,63 @@
+// computes     t = rms_norm(x) and the router's logits W t + b.
+// shapes       x [S, K] f32; norm [K]; weight [E, K] (f32 or bf16); bias [E]; params f32 [8], params[0] = eps;
+//              t [S, 8, K/32, 4], the normed activation permuted for the expert kernels; logits [S, E] f32.
+// grid         ceil(E / (SIMDGROUPS * ROWS)) threadgroups.
+// threadgroup  32 SIMDGROUPS threads; S * TILE chunks of activations in threadgroup memory.
+// bytes        the weight and bias once; x and norm once a threadgroup (from cache); t and the logits written once.
+// why          the normed activation is written once, in the order in which the next kernel's lanes read it.
+// reference    mlx_gptoss/kernels/router.py, router_twin.
+#include "project.h"
+
+template <typename V, typename W, typename B, typename A, int FORMAT, int K, int E, int S, int ROWS, int SIMDGROUPS, int TILE,
+          int UNROLL>
+[[kernel]] void router(
+    const device float* x [[buffer(0)]],
+    const device V* norm [[buffer(1)]],
+    const device W* weight [[buffer(2)]],
+    const device B* bias [[buffer(3)]],
+    const device float* params [[buffer(4)]],
+    device A* t [[buffer(5)]],
+    device float* logits [[buffer(6)]],
+    uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
+    uint3 threadgroups_per_grid [[threadgroups_per_grid]],
+    uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
+    uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
+  threadgroup float4 staged[tile_size(FORMAT, TILE, S)];
+  threadgroup float sums[S * SIMDGROUPS];
+  int first = int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * ROWS;
+  size_t rows[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    rows[r] = metal::min(first + r, E - 1);
+  }
+  float acc[S * ROWS];
+  project<FORMAT, 32, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true>(
+      x, norm, params[0], (const device uint*)weight, bias, bias, rows, true, staged, sums,
+      simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
+  if (thread_index_in_simdgroup == 0) {
+    for (int r = 0; r < ROWS; ++r) {
+      if (first + r < E) {
+        for (int s = 0; s < S; ++s) {
+          logits[s * E + first + r] = acc[s * ROWS + r] + float(bias[first + r]);
+        }
+      }
+    }
+  }
+  constexpr int THREADS = 32 * SIMDGROUPS;
+  int thread_index = int(simdgroup_index_in_threadgroup * 32 + thread_index_in_simdgroup);
+  for (int s = 0; s < S; ++s) {
+    float sum = 0.0f;
+    for (int i = 0; i < SIMDGROUPS; ++i) {
+      sum += sums[s * SIMDGROUPS + i];
+    }
+    float factor = metal::rsqrt(sum / float(K) + params[0]);
+    for (int i = int(threadgroup_position_in_grid.x) * THREADS + thread_index; i < K / 4;
+         i += THREADS * int(threadgroups_per_grid.x)) {
+      float4 y = read4(x, s * (K / 4) + i) * factor * read4(norm, i);
+      int at = s * K + 4 * permuted<8>(i, K / 32);
+      t[at] = A(y.x);
+      t[at + 1] = A(y.y);
+      t[at + 2] = A(y.z);
+      t[at + 3] = A(y.w);
+    }
+  }
+}

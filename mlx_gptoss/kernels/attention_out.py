@@ -1,0 +1,59 @@
+"""Attention's output projection with bias and residual (metal/attention_out.metal)."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.layout import check_array, check_batch, dense_weight, linear_arguments, tile_chunks
+from mlx_gptoss.kernels.source import load_kernel
+from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.weights import Linear
+
+NAME = "attention_out"
+
+
+def attention_out(a: mx.array, out: Linear, x: mx.array, *, backend: Backend) -> mx.array:
+    """x + W a + b: float32 [S, N]. a: [S, K] float32 (or [S, heads, 64]); out: [N, K] with bias; x: [S, N] float32.
+
+    Raises KernelError.
+    """
+    check_batch(x.shape[0], NAME)
+    a = a.reshape(x.shape[0], -1)
+    check_array("a", a, (x.shape[0], out.columns), (mx.float32,), NAME)
+    check_array("x", x, (None, out.rows), (mx.float32,), NAME)
+    if backend.name == "stock" or out.bias is None:
+        return attention_out_twin(a, out, x)
+    weights = linear_arguments(out, NAME)
+    tuning = tuning_for(backend.family)
+    rows, batch = tuning.out, x.shape[0]
+    threads = 32 * rows.simdgroups
+    groups = -(-out.rows // (rows.simdgroups * rows.rows))
+    return backend.launch(
+        load_kernel(NAME),
+        [a, weights.weight, weights.scales, weights.biases, out.bias, x],
+        [
+            ("W", weights.weight.dtype),
+            ("Q", weights.scales.dtype),
+            ("B", out.bias.dtype),
+            ("FORMAT", weights.format),
+            ("GROUP", weights.group),
+            ("K", out.columns),
+            ("N", out.rows),
+            ("S", batch),
+            ("ROWS", rows.rows),
+            ("SIMDGROUPS", rows.simdgroups),
+            ("TILE", tile_chunks(weights.format, out.columns, batch, tuning.staged_bytes)),
+            ("UNROLL", rows.unroll),
+        ],
+        (groups * threads, 1, 1),
+        (threads, 1, 1),
+        [(batch, out.rows)],
+        [mx.float32],
+    )[0]
+
+
+def attention_out_twin(a: mx.array, out: Linear, x: mx.array) -> mx.array:
+    """The same in plain mx, float32 throughout."""
+    y = a.reshape(x.shape[0], -1) @ dense_weight(out).T
+    return x + (y if out.bias is None else y + out.bias.astype(mx.float32))

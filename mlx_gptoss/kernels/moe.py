@@ -1,0 +1,149 @@
+"""The experts of a decode step (metal/moe_gate_up.metal, metal/moe_down.metal)."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlx_gptoss.errors import KernelError
+from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.layout import (
+    SMALLEST_INPUT,
+    check_array,
+    check_batch,
+    expert_arguments,
+    padded,
+    permute_activation,
+    picked_weight,
+    unpermute_activation,
+)
+from mlx_gptoss.kernels.source import load_kernel
+from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.weights import Experts
+
+GATE_UP = "moe_gate_up"
+DOWN = "moe_down"
+_ACTIVATIONS = (mx.float32, mx.float16)
+
+
+def moe_gate_up(
+    t: mx.array, logits: mx.array, gate_up: Experts, params: mx.array, *, top_k: int, backend: Backend
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The top_k experts of each sequence and their clamped SwiGLU: (h, picks, weights).
+
+    t: permuted activation [S, 8, K/32, 4] float32 or float16 (see `router`); logits: [S, E] float32;
+    gate_up: E matrices [2 I, K], rows gate, linear, gate, ...; params: `model_params`.
+    h: [S, top_k, 8, I/32, 4] in t's dtype. picks int32 and weights float32 (the softmax over the chosen logits) are
+    [max(8, S * top_k)], best first in each sequence, ties to the lower expert; what lies beyond S * top_k is undefined.
+    Raises KernelError.
+    """
+    check_batch(t.shape[0], GATE_UP)
+    batch, experts, inner = t.shape[0], gate_up.num_experts, gate_up.rows // 2
+    columns = t.shape[2] * 32
+    check_array("t", t, (batch, 8, None, 4), _ACTIVATIONS, GATE_UP)
+    check_array("logits", logits, (batch, experts), (mx.float32,), GATE_UP)
+    if not 1 <= top_k <= experts:
+        raise KernelError("top_k is at most the number of experts", got=str(top_k), where=GATE_UP)
+    if inner % 32:
+        raise KernelError("I is a multiple of 32", got=str(inner), where=GATE_UP)
+    if backend.name == "stock":
+        return moe_gate_up_twin(t, logits, gate_up, params, top_k=top_k)
+    weights = expert_arguments(gate_up, columns, GATE_UP)
+    rows = tuning_for(backend.family).gate_up
+    threads = 32 * rows.simdgroups
+    groups = -(-inner // (rows.simdgroups * rows.rows // 2))
+    table = (max(SMALLEST_INPUT, batch * top_k),)
+    h, picks, shares = backend.launch(
+        load_kernel(GATE_UP),
+        [t, padded(logits.reshape(-1)), weights.weight, weights.scales, gate_up.bias, params],
+        [
+            ("A", t.dtype),
+            ("W", weights.weight.dtype),
+            ("Q", weights.scales.dtype),
+            ("B", gate_up.bias.dtype),
+            ("FORMAT", weights.format),
+            ("K", columns),
+            ("I", inner),
+            ("E", experts),
+            ("TOPK", top_k),
+            ("S", batch),
+            ("ROWS", rows.rows),
+            ("SIMDGROUPS", rows.simdgroups),
+            ("UNROLL", rows.unroll),
+        ],
+        (groups * threads, batch * top_k, 1),
+        (threads, 1, 1),
+        [(batch, top_k, 8, inner // 32, 4), table, table],
+        [t.dtype, mx.int32, mx.float32],
+    )
+    return h, picks, shares
+
+
+def moe_gate_up_twin(
+    t: mx.array, logits: mx.array, gate_up: Experts, params: mx.array, *, top_k: int
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The same in plain mx, float32 throughout."""
+    picks = mx.argsort(-logits, axis=-1)[:, :top_k]
+    shares = mx.softmax(mx.take_along_axis(logits, picks, axis=-1), axis=-1, precise=True)
+    x = unpermute_activation(t).astype(mx.float32)
+    y = (picked_weight(gate_up, picks) @ x[:, None, :, None]).squeeze(-1) + gate_up.bias[picks].astype(mx.float32)
+    limit, alpha = params[1], params[2]
+    gate = mx.minimum(y[..., ::2], limit)
+    linear = mx.clip(y[..., 1::2], -limit, limit)
+    h = gate * mx.sigmoid(alpha * gate) * (linear + 1.0)
+    flat = padded(picks.reshape(-1).astype(mx.int32)), padded(shares.reshape(-1))
+    return permute_activation(h).astype(t.dtype), *flat
+
+
+def moe_down(
+    h: mx.array, picks: mx.array, weights: mx.array, down: Experts, x: mx.array, *, backend: Backend
+) -> mx.array:
+    """x plus the weighted sum of the chosen experts' down projections: float32 [S, N].
+
+    h, picks, weights: as `moe_gate_up` gives them; down: E matrices [N, K]; x: residual stream [S, N] float32.
+    Raises KernelError.
+    """
+    batch, top_k, columns = h.shape[0], h.shape[1], h.shape[3] * 32
+    check_batch(batch, DOWN)
+    check_array("h", h, (batch, None, 8, None, 4), _ACTIVATIONS, DOWN)
+    check_array("picks", picks, (max(SMALLEST_INPUT, batch * top_k),), (mx.int32,), DOWN)
+    check_array("weights", weights, (max(SMALLEST_INPUT, batch * top_k),), (mx.float32,), DOWN)
+    check_array("x", x, (batch, down.rows), (mx.float32,), DOWN)
+    if backend.name == "stock":
+        return moe_down_twin(h, picks, weights, down, x)
+    arguments = expert_arguments(down, columns, DOWN)
+    rows = tuning_for(backend.family).down
+    threads = 32 * rows.simdgroups
+    groups = -(-down.rows // (rows.simdgroups // rows.share * rows.rows))
+    return backend.launch(
+        load_kernel(DOWN),
+        [h, picks, weights, arguments.weight, arguments.scales, down.bias, x],
+        [
+            ("A", h.dtype),
+            ("W", arguments.weight.dtype),
+            ("Q", arguments.scales.dtype),
+            ("B", down.bias.dtype),
+            ("FORMAT", arguments.format),
+            ("K", columns),
+            ("N", down.rows),
+            ("TOPK", top_k),
+            ("S", batch),
+            ("ROWS", rows.rows),
+            ("SIMDGROUPS", rows.simdgroups),
+            ("SHARE", rows.share),
+            ("UNROLL", rows.unroll),
+        ],
+        (groups * threads, 1, 1),
+        (threads, 1, 1),
+        [(batch, down.rows)],
+        [mx.float32],
+    )[0]
+
+
+def moe_down_twin(h: mx.array, picks: mx.array, weights: mx.array, down: Experts, x: mx.array) -> mx.array:
+    """The same in plain mx, float32 throughout."""
+    batch, top_k = h.shape[0], h.shape[1]
+    chosen = picks[: batch * top_k].reshape(batch, top_k)
+    shares = weights[: batch * top_k].reshape(batch, top_k, 1)
+    inner = unpermute_activation(h).astype(mx.float32)
+    y = (picked_weight(down, chosen) @ inner[..., None]).squeeze(-1) + down.bias[chosen].astype(mx.float32)
+    return x + (shares * y).sum(axis=1)

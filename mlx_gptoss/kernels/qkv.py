@@ -1,0 +1,112 @@
+"""RMS norm, QKV projection, bias and rotation in one launch (metal/qkv_rope.metal)."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.layout import (
+    HEAD_DIM,
+    check_array,
+    check_batch,
+    dense_weight,
+    linear_arguments,
+    rms_norm,
+    tile_chunks,
+)
+from mlx_gptoss.kernels.source import load_kernel
+from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.weights import Linear
+
+NAME = "qkv_rope"
+_FLOATS = (mx.float32, mx.bfloat16)
+
+
+def qkv_rope(
+    x: mx.array,
+    norm: mx.array,
+    qkv: Linear,
+    rope: mx.array,
+    params: mx.array,
+    *,
+    heads: int,
+    kv_heads: int,
+    dtype: mx.Dtype,
+    backend: Backend,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Queries [S, heads, 64] float32 and keys, values [S, kv_heads, 64] in `dtype`, rotated.
+
+    x: residual stream [S, K] float32, S = 1..8. norm: [K]. qkv: [(heads + 2 kv_heads) * 64, K] with bias.
+    rope: float32 [S, 64], 32 cosines then 32 sines for each sequence's position, concentration included.
+    params: see `model_params`. Raises KernelError.
+    """
+    _check(x, norm, qkv, rope, heads, kv_heads)
+    if backend.name == "stock" or qkv.bias is None:
+        return qkv_rope_twin(x, norm, qkv, rope, params, heads=heads, kv_heads=kv_heads, dtype=dtype)
+    weights = linear_arguments(qkv, NAME)
+    tuning = tuning_for(backend.family)
+    rows, batch, columns = tuning.qkv, x.shape[0], x.shape[1]
+    pairs = (heads + 2 * kv_heads) * HEAD_DIM // 2
+    groups = -(-pairs // (rows.simdgroups * rows.rows // 2))
+    threads = 32 * rows.simdgroups
+    q, k, v = backend.launch(
+        load_kernel(NAME),
+        [x, norm, weights.weight, weights.scales, weights.biases, qkv.bias, rope, params],
+        [
+            ("N", norm.dtype),
+            ("W", weights.weight.dtype),
+            ("Q", weights.scales.dtype),
+            ("B", qkv.bias.dtype),
+            ("T", dtype),
+            ("FORMAT", weights.format),
+            ("GROUP", weights.group),
+            ("K", columns),
+            ("HEADS", heads),
+            ("KV_HEADS", kv_heads),
+            ("S", batch),
+            ("ROWS", rows.rows),
+            ("SIMDGROUPS", rows.simdgroups),
+            ("TILE", tile_chunks(weights.format, columns, batch, tuning.staged_bytes)),
+            ("UNROLL", rows.unroll),
+        ],
+        (groups * threads, 1, 1),
+        (threads, 1, 1),
+        [(batch, heads, HEAD_DIM), (batch, kv_heads, HEAD_DIM), (batch, kv_heads, HEAD_DIM)],
+        [mx.float32, dtype, dtype],
+    )
+    return q, k, v
+
+
+def qkv_rope_twin(
+    x: mx.array,
+    norm: mx.array,
+    qkv: Linear,
+    rope: mx.array,
+    params: mx.array,
+    *,
+    heads: int,
+    kv_heads: int,
+    dtype: mx.Dtype,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The same in plain mx, float32 throughout."""
+    t = rms_norm(x, norm, params[0])
+    y = t @ dense_weight(qkv).T
+    if qkv.bias is not None:
+        y = y + qkv.bias.astype(mx.float32)
+    y = y.reshape(x.shape[0], heads + 2 * kv_heads, HEAD_DIM)
+    cosine, sine = rope[:, None, :32], rope[:, None, 32:]
+    low, high = y[..., :32], y[..., 32:]
+    rotated = mx.concatenate([low * cosine - high * sine, high * cosine + low * sine], axis=-1)
+    k = rotated[:, heads : heads + kv_heads]
+    return rotated[:, :heads], k.astype(dtype), y[:, heads + kv_heads :].astype(dtype)
+
+
+def _check(x: mx.array, norm: mx.array, qkv: Linear, rope: mx.array, heads: int, kv_heads: int) -> None:
+    check_batch(x.shape[0], NAME)
+    check_array("x", x, (None, qkv.columns), (mx.float32,), NAME)
+    check_array("norm", norm, (qkv.columns,), _FLOATS, NAME)
+    check_array("rope", rope, (x.shape[0], HEAD_DIM), (mx.float32,), NAME)
+    rows = (heads + 2 * kv_heads) * HEAD_DIM
+    check_array("weight", qkv.weight, (rows, None), (mx.float32, mx.bfloat16, mx.uint32), NAME)
+    if qkv.bias is not None:
+        check_array("bias", qkv.bias, (rows,), _FLOATS, NAME)

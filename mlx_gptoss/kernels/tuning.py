@@ -1,0 +1,102 @@
+"""What differs between GPUs is data: rows, simdgroups and splits of each decode kernel, by GPU family.
+
+The shader text is the same everywhere; these numbers become its template arguments. To retune on a machine, run
+`benchmarks/kernels_decode.py --tune`, which times every candidate of each kernel at the released shapes and prints the
+winners as a `Tuning(...)` to paste here, under the family that `family_of` gives for the machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A matrix-vector kernel: `rows` of the weight a simdgroup takes at a time, `simdgroups` a threadgroup, `unroll`
+    16-byte steps in flight a lane and row, `share` simdgroups that split the experts of one row group (moe_down),
+    `passes` of row groups a threadgroup (head)."""
+
+    rows: int
+    simdgroups: int
+    unroll: int
+    share: int = 1
+    passes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """An attention kernel: `simdgroups` a threadgroup, 4 * `unroll` keys a simdgroup and step. A full layer's main
+    cache is split into parts of at least `split_keys` keys, at most `max_parts` of them."""
+
+    simdgroups: int
+    unroll: int
+    split_keys: int = 256
+    max_parts: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """All tuning constants of the decode kernels for one GPU family."""
+
+    qkv: Rows = field(default_factory=lambda: Rows(4, 8, 2))
+    out: Rows = field(default_factory=lambda: Rows(4, 8, 2))
+    router: Rows = field(default_factory=lambda: Rows(1, 8, 4))
+    gate_up: Rows = field(default_factory=lambda: Rows(4, 4, 1))
+    down: Rows = field(default_factory=lambda: Rows(4, 4, 1, share=4))
+    head: Rows = field(default_factory=lambda: Rows(4, 8, 2, passes=4))
+    full: Attention = field(default_factory=lambda: Attention(4, 2))
+    sliding: Attention = field(default_factory=lambda: Attention(8, 4))
+    top_chunk: int = 2048
+    staged_bytes: int = 24576
+
+
+# Fewer cores want shorter parts of the context to stay busy with, many cores more of them; the matrix kernels' shapes
+# follow from 16-byte lanes and the register file, which Apple's families share.
+_SMALL = Tuning(full=Attention(4, 2, split_keys=512, max_parts=16))
+_MIDDLE = Tuning(full=Attention(4, 2, split_keys=256, max_parts=32))
+_LARGE = Tuning(full=Attention(4, 2, split_keys=256, max_parts=64))
+
+TUNINGS: Mapping[str, Tuning] = {
+    **{f"m{generation}": _SMALL for generation in range(1, 6)},
+    **{f"m{generation}-pro": _MIDDLE for generation in range(1, 6)},
+    **{f"m{generation}-max": _LARGE for generation in range(1, 6)},
+    **{f"m{generation}-ultra": _LARGE for generation in range(1, 6)},
+    "h100": Tuning(full=Attention(4, 2, split_keys=64, max_parts=64)),
+    "bench": Tuning(
+        qkv=Rows(4, 2, 2),
+        out=Rows(4, 2, 2),
+        router=Rows(1, 2, 2),
+        gate_up=Rows(4, 2, 1),
+        down=Rows(4, 4, 1, share=2),
+        head=Rows(4, 2, 2, passes=2),
+        full=Attention(2, 2, split_keys=32, max_parts=4),
+        sliding=Attention(2, 2),
+        top_chunk=256,
+        staged_bytes=8192,
+    ),
+}
+DEFAULT_FAMILY = "m4-max"
+"""The family whose numbers serve a GPU that has none of its own."""
+
+_APPLE = re.compile(r"\bm(\d+)\b(?:\s+(pro|max|ultra))?")
+
+
+def family_of(device_name: str) -> str:
+    """The tuning key of a GPU by its name: "Apple M4 Max" -> "m4-max", "NVIDIA H100 80GB HBM3" -> "h100".
+
+    A newer Apple generation takes the newest known one of its size; anything else takes DEFAULT_FAMILY.
+    """
+    name = device_name.lower()
+    if match := _APPLE.search(name):
+        size = f"-{match.group(2)}" if match.group(2) else ""
+        for generation in (int(match.group(1)), 5):
+            if f"m{generation}{size}" in TUNINGS:
+                return f"m{generation}{size}"
+    return "h100" if "h100" in name or "h200" in name else DEFAULT_FAMILY
+
+
+def tuning_for(family: str) -> Tuning:
+    """The constants of a family, or those of DEFAULT_FAMILY."""
+    return TUNINGS.get(family, TUNINGS[DEFAULT_FAMILY])
