@@ -6,6 +6,8 @@ run in the model's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import mlx.core as mx
 
 from mlx_gptoss.attention import attend, attend_causal, attend_window
@@ -14,7 +16,7 @@ from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.linear import prepare, project
 from mlx_gptoss.moe import mix, route
 from mlx_gptoss.rope import rotate
-from mlx_gptoss.weights import Experts, LayerWeights, Linear
+from mlx_gptoss.weights import Experts, LayerWeights, Linear, record_arrays
 
 
 class TransformerLayer:
@@ -23,11 +25,8 @@ class TransformerLayer:
     `dtype` is that of dense products and of the cache, `packed_dtype` that of activations entering packed weights.
     """
 
-    def __init__(
-        self, config: ModelConfig, sliding: bool, weights: LayerWeights, dtype: mx.Dtype, packed_dtype: mx.Dtype
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: LayerWeights, dtype: mx.Dtype, packed_dtype: mx.Dtype) -> None:
         self.config = config
-        self.sliding = sliding
         self.dtype = dtype
         self.packed_dtype = packed_dtype
         self.attn_norm = weights.attn_norm.astype(mx.float32)
@@ -46,6 +45,12 @@ class TransformerLayer:
         if experts.weight is None:
             return Experts(experts.bias.astype(self.packed_dtype), experts.blocks, experts.scales)
         return Experts(experts.bias.astype(self.dtype), weight=experts.weight.astype(self.dtype))
+
+    def arrays(self) -> Iterator[mx.array]:
+        """Every array of the layer."""
+        yield from (self.attn_norm, self.mlp_norm, self.sinks)
+        for record in (self.qkv_proj, self.out_proj, self.router, self.gate_up, self.down):
+            yield from record_arrays(record)
 
     def qkv(self, x: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """Rotated queries [B, heads, L, D], rotated keys and values [B, kv_heads, L, D] of x [B, L, H]."""

@@ -16,7 +16,7 @@ from mlx_gptoss.errors import ContextOverflowError, InvalidRequestError
 from mlx_gptoss.layer import TransformerLayer
 from mlx_gptoss.linear import look_up, prepare, project
 from mlx_gptoss.rope import RotaryTable
-from mlx_gptoss.weights import ModelWeights
+from mlx_gptoss.weights import ModelWeights, record_arrays
 
 PREFILL_CHUNK = 2048
 """Positions that one pass takes; longer inputs go through the cache in pieces."""
@@ -40,13 +40,12 @@ class GptOssModel:
         # On CPUs MLX's packed products are about ten times faster (and finer) on float32 rows than on bfloat16 rows.
         on_cpu = mx.default_device() == mx.Device(mx.cpu)
         packed_dtype = mx.float32 if on_cpu else dtype
-        self._layers = [
-            TransformerLayer(config, config.is_sliding(index), layer, dtype, packed_dtype)
-            for index, layer in enumerate(weights.layers)
-        ]
+        self._layers = [TransformerLayer(config, layer, dtype, packed_dtype) for layer in weights.layers]
         self._norm = weights.norm.astype(mx.float32)
         self._head_dtype = packed_dtype if weights.head.quantized else dtype
         self._head = prepare(weights.head, self._head_dtype)
+        arrays = [array for layer in self._layers for array in layer.arrays()]
+        mx.eval(arrays, self._norm, list(record_arrays(self._head)))
 
     def make_cache(self, batch: int = 1) -> SequenceCache:
         """An empty cache for `batch` sequences of one length."""
