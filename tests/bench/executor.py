@@ -128,17 +128,17 @@ def run_kernel(
     kinds = tuple(element_type(d) for d in output_dtypes)
     shapes = tuple((tuple(a.shape), kind) for a, kind in arrays)
     text, unit = _generated(spec, shapes, kinds, tuple(template))
-    checked = checked or count_bytes
-    path = _compiled(unit, text.text, text.function, checked)
+    level = (1 if count_bytes or checked else 0) | (2 if checked else 0)
+    path = _compiled(unit, text.text, text.function, level > 0)
     machine = runtime()
     bound: list[_Bound] = []
     try:
         for (array, kind), name in zip(arrays, spec.input_names, strict=True):
-            bound.append(_bind_input(machine, array, kind, name, guard, checked))
+            bound.append(_bind_input(machine, array, kind, name, guard, level > 0))
         for shape, kind, name in zip(output_shapes, kinds, spec.output_names, strict=True):
-            bound.append(_bind_output(machine, tuple(shape), kind, name, guard, checked, init_value))
+            bound.append(_bind_output(machine, tuple(shape), kind, name, guard, level > 0, init_value))
         launch = _launch(
-            machine, path, text, arrays, bound, grid, threadgroup, schedule, seed, checked, init_value, timeout_s
+            machine, path, text, arrays, bound, grid, threadgroup, schedule, seed, level, init_value, timeout_s
         )
         outputs = bound[len(arrays) :]
         results = [
@@ -162,7 +162,7 @@ def _guarded(bound: _Bound) -> GuardedBuffer:
 
 def _bind_input(machine: Runtime, array: Array, kind: ElementType, name: str, guard: str, checked: bool) -> _Bound:
     size = _extent(array, kind)
-    if guard == "fast" and size > _COPY_LIMIT and array.flags.c_contiguous:
+    if guard == "fast" and not checked and size > _COPY_LIMIT and array.flags.c_contiguous:
         return _Bound(name, array.ctypes.data, size, False, None, array, np.zeros(size, np.uint8) if checked else None)
     buffer = allocate(machine, size, "start" if guard == "start" else "end")
     if size:
@@ -203,7 +203,7 @@ def _launch(
     threadgroup: Size3,
     schedule: Schedule,
     seed: int,
-    checked: bool,
+    checked: int,
     init_value: float | None,
     timeout_s: float,
 ) -> Launch:
@@ -273,6 +273,7 @@ def _fault(text: MetalText, launch: Launch, bound: Sequence[_Bound]) -> ShaderFa
         "arithmetic": "integer division by zero",
         "timeout": "ran longer than its limit",
         "stack": "a lane ran out of private memory",
+        "misaligned": "access not aligned to its width",
     }.get(kind, kind)
     lines = text.text.split("\n")
     line = launch.fault_line or None

@@ -23,6 +23,7 @@ FAULT_KINDS = {
     9: "race",
     10: "read_only",
     11: "stack",
+    12: "misaligned",
 }
 
 
@@ -35,6 +36,7 @@ class Buffer(ctypes.Structure):
         ("writable", ctypes.c_uint32),
         ("initialised", ctypes.c_uint32),
         ("shadow", ctypes.c_void_p),
+        ("order", ctypes.c_void_p),
         ("bytes_read", ctypes.c_uint64),
         ("bytes_written", ctypes.c_uint64),
         ("loads", ctypes.c_uint64),

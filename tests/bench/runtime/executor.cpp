@@ -158,6 +158,7 @@ static bool step_simdgroup(uint32_t s) {
   Simdgroup* group = &g.groups[s];
   if (leader->state == kAtSimdgroup) {
     if (leader->flags & 2) group->epoch++;
+    if (leader->flags & 1) group->device_epoch++;
     for (uint32_t i = 0; i < count; i++)
       if (((active >> i) & 1) && g.lanes[first + i].flags != leader->flags)
         divergence(s, "lanes of a simdgroup reach a barrier with different flags");
@@ -187,6 +188,7 @@ static void release_threadgroup() {
   }
   if (done) divergence(~0u, "lanes finished while others wait at a threadgroup barrier");
   if (leader->flags & 2) g.epoch++;
+  if (leader->flags & 1) g.device_epoch++;
   for (uint32_t i = 0; i < g.lane_count; i++) g.lanes[i].state = kReady;
   g.launch->synchronisations++;
 }
@@ -229,12 +231,14 @@ static void start_threadgroup(const uint32_t* at, const uint32_t* groups) {
   }
   g.lane_count = size[0] * size[1] * size[2];
   g.simdgroups = (g.lane_count + 31) / 32;
-  g.epoch = 0;
+  g.epoch = g.device_epoch = 0;
+  g.array_count = 0;
+  g.group_number++;
   memset(g.array_used, 0, sizeof(g.array_used));
   g.threadgroup_bytes = 0;
   for (uint32_t s = 0; s < g.simdgroups; s++) {
     g.groups[s].parity = 0;
-    g.groups[s].epoch = 0;
+    g.groups[s].epoch = g.groups[s].device_epoch = 0;
   }
   uint32_t n = 0;
   for (uint32_t z = 0; z < size[2]; z++)
@@ -327,7 +331,17 @@ static void on_signal(int number, siginfo_t* info, void*) {
     if (g.lane) fail(kTimeout, g.lane->line);
     return;
   }
+#if defined(__linux__) && defined(__x86_64__)
+  if (number == SIGSEGV && info->si_code == SI_KERNEL) fail(kMisaligned, 0);
+#endif
   if (g.lane && address >= g.lane->stack_low && address < g.lane->stack_low + g.page) fail(kStack, 0);
+  for (uint32_t k = 0; k < g.array_count; k++) {
+    const uint8_t* pages = g.arrays[k].pages;
+    if (!g.array_used[k] || (uint8_t*)address < pages - g.page || (uint8_t*)address >= pages + kArrayPages + g.page)
+      continue;
+    say("access outside threadgroup variable %u, at byte %lld of %llu", k,
+        (long long)((uint8_t*)address - g.arrays[k].data), (unsigned long long)g.arrays[k].size);
+  }
   fail(kFault, 0);
 }
 
@@ -343,8 +357,16 @@ int bench_launch(Launch* launch) {
   g.thread = pthread_self();
   g.random = launch->seed * 2 + 1;
   g.lane = nullptr;
+  g.group_number = 0;
+  g.in_atomic = false;
   launch->status = kOk;
   launch->message[0] = 0;
+  if (launch->checked & 2) {
+    for (uint32_t i = 0; i < launch->buffer_count; i++) {
+      Buffer* b = &launch->buffers[i];
+      b->order = b->writable && b->size ? (Byte*)calloc(b->size, sizeof(Byte)) : nullptr;
+    }
+  }
   struct sigaction action = {}, old[4];
   action.sa_sigaction = on_signal;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
@@ -356,6 +378,9 @@ int bench_launch(Launch* launch) {
   sigaltstack(&stack, &old_stack);
   for (int i = 0; i < 4; i++) sigaction(numbers[i], &action, &old[i]);
   if (sigsetjmp(g.escape, 1) == 0) run_grid();
+  if (launch->checked & 2) {
+    for (uint32_t i = 0; i < launch->buffer_count; i++) free(launch->buffers[i].order);
+  }
   for (int i = 0; i < 4; i++) sigaction(numbers[i], &old[i], nullptr);
   sigaltstack(&old_stack, nullptr);
   g.launch = nullptr;
@@ -418,7 +443,7 @@ void* msl_threadgroup_array(uint32_t slot, uint64_t size, uint64_t align) {
   }
   if (!array->pages) {
     array->pages = (uint8_t*)map_guarded(kArrayPages, g.page);
-    array->shadow = (ArrayByte*)calloc(kArrayPages, sizeof(ArrayByte));
+    array->shadow = (Byte*)calloc(kArrayPages, sizeof(Byte));
     if (!array->pages || !array->shadow) {
       say("out of memory");
       fail(kThreadgroupMemory, 0);
@@ -427,8 +452,9 @@ void* msl_threadgroup_array(uint32_t slot, uint64_t size, uint64_t align) {
   array->data = array->pages + kArrayPages - (size + align - 1) / align * align;
   array->size = size;
   memset(array->pages + kArrayPages - (size + align - 1) / align * align, 0xff, (size + align - 1) / align * align);
-  if (g.launch->checked) memset(array->shadow, 0, size * sizeof(ArrayByte));
+  if (g.launch->checked & 2) memset((void*)array->shadow, 0, size * sizeof(Byte));
   g.array_used[slot] = true;
+  if (slot >= g.array_count) g.array_count = slot + 1;
   return array->data;
 }
 

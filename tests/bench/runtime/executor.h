@@ -39,22 +39,24 @@ struct Slots {
 struct Simdgroup {
   Slots slots[2];  // a lane can be at most one meeting ahead of its neighbours
   uint32_t parity;
-  uint32_t epoch;
+  uint32_t epoch, device_epoch;  // barriers passed that order threadgroup or device memory
 };
 
-// Checked build: who wrote and read a byte of threadgroup memory, and when.
-struct ArrayByte {
-  uint32_t written;  // 0 never, else 1 + lane of the last write
-  uint32_t write_epoch, write_simd_epoch;
-  uint32_t read;  // 0 never, 1 + lane of the last read, ~0 several lanes
-  uint32_t read_epoch, read_simd_epoch;
+// Checked build: the last access of a kind to a byte of shared memory. `lane` ~0: several lanes in one epoch.
+struct Access {
+  uint32_t present, lane, simdgroup, epoch, simd_epoch, group;
+};
+
+struct Byte {
+  Access write, read;
+  uint32_t atomic;  // touched by an atomic, which initialises it and races with nobody
 };
 
 struct Array {
   uint8_t* pages;
   uint8_t* data;
   uint64_t size;
-  ArrayByte* shadow;
+  Byte* shadow;
 };
 
 struct State {
@@ -64,7 +66,9 @@ struct State {
   Simdgroup* groups;
   Array arrays[kMaxArrays];
   bool array_used[kMaxArrays];
-  uint32_t lane_count, simdgroups, epoch;
+  uint32_t lane_count, simdgroups, array_count, group_number;
+  uint32_t epoch, device_epoch;
+  bool in_atomic;
   uint64_t threadgroup_bytes, random;
   void* scheduler_sp;
   void* signal_stack;

@@ -2,6 +2,10 @@
 #pragma once
 #include <stdint.h>
 
+namespace bench {
+struct Byte;
+}
+
 // What a lane knows about itself; the generated entry reads the built-ins from here.
 struct Thread {
   uint32_t position_in_grid[3];
@@ -31,6 +35,7 @@ enum Status : uint32_t {
   kRace = 9,           // checked build: two lanes touch the same bytes without a barrier between them
   kReadOnly = 10,      // checked build: write to an input
   kStack = 11,         // private memory of a lane exhausted
+  kMisaligned = 12,    // access not aligned to its own width
 };
 
 struct Buffer {
@@ -39,6 +44,7 @@ struct Buffer {
   uint32_t writable;
   uint32_t initialised;
   uint8_t* shadow;  // checked build: one byte per byte (bit 0 read, bit 1 written)
+  bench::Byte* order;  // checked build: who touched each byte last, for outputs
   uint64_t bytes_read, bytes_written, loads, stores;
 };
 
@@ -48,7 +54,7 @@ struct Launch {
   uint32_t grid[3];
   uint32_t group[3];
   uint32_t schedule;  // 0 forward, 1 reverse, 2 random
-  uint32_t checked;
+  uint32_t checked;  // bit 0: count and bounds; bit 1: races and uninitialised reads
   uint64_t seed;
   uint64_t timeout_ns;
   Buffer* buffers;

@@ -15,6 +15,7 @@ uint msl_lane_index();
 void msl_threadgroup_barrier(uint flags, uint line);
 void msl_simdgroup_barrier(uint flags, uint line);
 void msl_inactive_lane(uint kind, uint line, uint lane);
+void msl_atomic(uint begin);
 __local void* msl_threadgroup_array(uint slot, ulong size, ulong align);
 }
 
