@@ -6,6 +6,7 @@ bfloat16 is held as its bits (uint16); see `to_bf16_bits` and `from_bf16_bits`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mlx_gptoss import folder
 from mlx_gptoss.config import ModelConfig, YarnConfig
 from mlx_gptoss.weights import Experts, LayerWeights, Linear, LinearFormat, ModelWeights
 
@@ -212,8 +214,8 @@ def quantize_linear(linear: Linear, fmt: LinearFormat, group_size: int = 64) -> 
     return Linear(parts[0], linear.bias, parts[1], biases, fmt, group_size)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a plain safetensors file, tensors in the given order."""
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, align: int = 8) -> None:
+    """Writes a safetensors file, tensors in the given order, data starting at a multiple of `align` bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
@@ -221,7 +223,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.data.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % align)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
@@ -261,3 +263,82 @@ def write_hf_folder(
 def _split(names: list[str], parts: int) -> Iterable[list[str]]:
     for part in range(parts):
         yield names[len(names) * part // parts : len(names) * (part + 1) // parts]
+
+
+def write_model_folder(
+    path: Path,
+    config: ModelConfig,
+    seed: int = 0,
+    *,
+    shards: int = 2,
+    dense_experts: bool = False,
+    formats: Mapping[str, LinearFormat] | None = None,
+) -> Path:
+    """Writes a model folder as the converter would, and returns it.
+
+    `formats` gives the precision of embed, head, qkv and out (the latter two in every layer).
+    """
+    stored: dict[str, folder.LinearFormat] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in folder_tensors(config, seed, dense_experts=dense_experts).items():
+        matrix, _, part = name.rpartition(".")
+        fmt = (formats or {}).get(matrix.rpartition(".")[2], "bf16")
+        if part == "weight" and fmt not in ("bf16", "f32"):
+            linear = quantize_linear(Linear(mx.array(tensor.data).view(mx.bfloat16)), fmt, GROUP)
+            stored[matrix] = folder.LinearFormat(fmt, linear.group_size)
+            for field in ("weight", "scales", "biases"):
+                array = getattr(linear, field)
+                if array is not None:
+                    tensors[f"{matrix}.{field}"] = _from_mlx(array)
+        else:
+            tensors[name] = tensor
+        if part == "blocks":
+            stored[matrix] = folder.LinearFormat("mxfp4", GROUP)
+        elif dense_experts and part == "weight" and matrix.endswith((".gate_up", ".down")):
+            stored[matrix] = folder.LinearFormat("bf16")
+    path.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config.to_dict(), indent=2)
+    (path / folder.CONFIG_NAME).write_text(text)
+    records: list[folder.TensorRecord] = []
+    files: dict[str, int] = {}
+    for shard, group in enumerate(_split(list(tensors), shards)):
+        file = folder.shard_name(shard, shards)
+        records += _write_paged(path / file, {name: tensors[name] for name in group}, pads=len(files) * 10_000)
+        files[file] = (path / file).stat().st_size
+    manifest = folder.Manifest(
+        version=folder.FORMAT_VERSION,
+        source=folder.SourceRecord("test", "tests.tiny", None, str(seed)),
+        precision={},
+        formats=stored,
+        files=files,
+        tensors=tuple(records),
+        config_sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+    (path / folder.MANIFEST_NAME).write_text(manifest.to_json())
+    return path
+
+
+def _from_mlx(array: mx.array) -> Tensor:
+    if array.dtype == mx.bfloat16:
+        return Tensor("BF16", np.array(array.view(mx.uint16)))
+    return Tensor({mx.uint8: "U8", mx.uint32: "U32", mx.float32: "F32"}[array.dtype], np.array(array))
+
+
+def _write_paged(path: Path, tensors: Mapping[str, Tensor], pads: int) -> list[folder.TensorRecord]:
+    """A safetensors file whose tensors start on pages, `__pad__` tensors in between."""
+    padded: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        padded[name] = tensor
+        gap = folder.align(tensor.data.nbytes) - tensor.data.nbytes
+        if gap:
+            padded[f"{folder.PAD_PREFIX}{pads + len(padded)}"] = Tensor("U8", np.zeros(gap, np.uint8))
+    write_safetensors(path, padded, align=folder.PAGE_BYTES)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    offset, records = 8 + length, []
+    for name, tensor in padded.items():
+        if name in tensors:
+            digest = hashlib.sha256(tensor.data.tobytes()).hexdigest()
+            record = (name, tensor.dtype, tensor.data.shape, path.name, offset, tensor.data.nbytes, digest)
+            records.append(folder.TensorRecord(*record))
+        offset += tensor.data.nbytes
+    return records
