@@ -1,0 +1,70 @@
+// computes     y = h W^T + b of every (token, expert) pair, the pairs sorted by expert.
+// shapes       h [R, K], by slot; blocks u32 [E, N, K/8] and scales u8 [E, N, K/32], MXFP4; bias [E, N];
+//              tiles i32 [T, 4], each expert, first slot, slots (0: nothing to do), unused; y [R, N], by slot.
+// grid         ceil(N / BN) x T threadgroups.
+// threadgroup  32 SIMD_M SIMD_N threads, 128 (BM + BN) bytes (32 KiB at 128 x 128).
+// bytes        each expert's weights once for every BM of its pairs; h once for every BN of N; y once.
+// why          as prefill_moe_gate_up; prefill_moe_sum weighs and adds the TOPK rows of a token afterwards, so no
+//              atomics and the same sum on every run.
+// reference    mlx_gptoss/kernels/prefill_moe.py, prefill_moe_down_twin.
+#include "grouped_matmul.h"
+
+template <typename T, typename B, int K, int N, int BM, int BN, int SIMD_M, int SIMD_N, int SKIP,
+          bool SUBNORMAL>
+[[kernel]] void prefill_moe_down(
+    const device T* h [[buffer(0)]],
+    const device uint* blocks [[buffer(1)]],
+    const device uchar* scales [[buffer(2)]],
+    const device B* bias [[buffer(3)]],
+    const device int* tiles [[buffer(4)]],
+    device T* y [[buffer(5)]],
+    uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
+    uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
+    uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
+  constexpr int SIMDS = SIMD_M * SIMD_N;
+  constexpr int TM = BM / SIMD_M / 8;
+  constexpr int TN = BN / SIMD_N / 8;
+  constexpr int STRIDE = strip_stride(TN);
+  threadgroup uint4 memory[grouped_memory(BM, BN)];
+  uint lane = thread_index_in_simdgroup;
+  int simdgroup = int(simdgroup_index_in_threadgroup);
+  const device int* tile = tiles + threadgroup_position_in_grid.y * 4;
+  int expert = tile[0];
+  int first = tile[1];
+  int valid = tile[2];
+  int column = int(threadgroup_position_in_grid.x) * BN;
+  if (valid > 0) {
+    int rows[BM / 8 / SIMDS];
+    for (int i = 0; i < BM / 8 / SIMDS; ++i) {
+      rows[i] = first + metal::min((i * SIMDS + simdgroup) * 8 + int(lane) % 8, valid - 1);
+    }
+    TileResult<BM, BN, SIMD_M, SIMD_N> result;
+    grouped_tile<T, K, BM, BN, SIMD_M, SIMD_N, SKIP, SUBNORMAL>(
+        h, rows, blocks, scales, expert * N + column, expert * N + N - 1, valid, memory, uint(simdgroup), lane, result);
+
+    threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
+    int base = column + simdgroup % SIMD_N * TN * 8;
+#pragma clang loop unroll(full)
+    for (int i = 0; i < TM; ++i) {
+      int row = (simdgroup / SIMD_N * TM + i) * 8;
+      if (row < valid) {
+#pragma clang loop unroll(full)
+        for (int j = 0; j < TN; ++j) {
+          simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        int r = row + int(lane) / 4;
+        const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
+        for (int u = int(lane) % 4; u < TN * 4; u += 4) {
+          int n = base + 2 * u;
+          if (r < valid && n < N) {
+            device uint* to = (device uint*)(y + size_t(first + r) * N + n);
+            *to = pack2<T>(
+                from[2 * u] + float(bias[expert * N + n]), from[2 * u + 1] + float(bias[expert * N + n + 1]));
+          }
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+      }
+    }
+  }
+}

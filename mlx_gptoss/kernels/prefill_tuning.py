@@ -1,0 +1,56 @@
+"""What differs between GPUs in prefill is data too: see tuning.py. `benchmarks/kernels_prefill.py --tune` times the
+candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mlx_gptoss.kernels.tuning import DEFAULT_FAMILY
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A grouped product's tile: `rows` x `columns` by `simd_rows` x `simd_columns` simdgroups.
+
+    `skip` blocks of 8 rows are multiplied or left out together at an expert's end. `subnormal`: the GPU multiplies
+    subnormal bfloats exactly, so that MXFP4 decodes in two operations a pair (else through half and float)."""
+
+    rows: int
+    columns: int
+    simd_rows: int
+    simd_columns: int
+    skip: int = 2
+    subnormal: bool = False
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.simd_rows * self.simd_columns
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTuning:
+    """All tuning constants of the prefill kernels for one GPU family. Both products share `rows` (one tile map)."""
+
+    gate_up: Tile = field(default_factory=lambda: Tile(64, 64, 2, 2))
+    down: Tile = field(default_factory=lambda: Tile(64, 64, 2, 2))
+    sort_threads: int = 1024
+    topk_simdgroups: int = 4
+    rope_threads: int = 256
+    sum_threads: int = 256
+
+
+_APPLE = PrefillTuning()
+
+TUNINGS: Mapping[str, PrefillTuning] = {
+    **{f"m{generation}{size}": _APPLE for generation in range(1, 6) for size in ("", "-pro", "-max", "-ultra")},
+    "h100": PrefillTuning(gate_up=Tile(128, 128, 2, 2, 4, True), down=Tile(128, 128, 2, 2, 4, True)),
+    "bench": PrefillTuning(
+        gate_up=Tile(32, 32, 1, 2), down=Tile(32, 64, 2, 1), sort_threads=128, rope_threads=64, sum_threads=32
+    ),
+}
+
+
+def prefill_tuning_for(family: str) -> PrefillTuning:
+    """The constants of a family, or those of DEFAULT_FAMILY."""
+    return TUNINGS.get(family, TUNINGS[DEFAULT_FAMILY])
