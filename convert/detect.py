@@ -8,6 +8,8 @@ from pathlib import Path
 from mlx_gptoss.convert.adapters import CONFIG as ADAPTER_CONFIG
 from mlx_gptoss.convert.adapters import Adapter, open_adapter
 from mlx_gptoss.convert.huggingface import open_huggingface
+from mlx_gptoss.convert.mlx_lm import open_mlx_lm
+from mlx_gptoss.convert.openai import open_openai
 from mlx_gptoss.convert.safetensors import Checkpoint, read_checkpoint
 from mlx_gptoss.convert.source import Source
 from mlx_gptoss.errors import CheckpointError, ConversionError
@@ -53,8 +55,12 @@ def _open(path: Path, adapters: Sequence[Adapter]) -> Source:
 def _open_safetensors(folder: Path, checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Source:
     try:
         names = checkpoint.entries
+        if "model.layers.0.mlp.experts.gate_proj.weight" in names:
+            return open_mlx_lm(folder, checkpoint, adapters)
         if any(n.startswith("model.layers.0.mlp.experts.") for n in names):
             return open_huggingface(folder, checkpoint, adapters)
+        if "block.0.attn.qkv.weight" in names:
+            return open_openai(folder, checkpoint, adapters)
         raise _unknown(folder, sorted(names))
     except BaseException:
         for file in checkpoint.files:

@@ -46,12 +46,17 @@ class Layout:
         return sum(p.output.nbytes for job in self.places for p in job)
 
 
-def lay_out(jobs: Sequence[Job], shard_bytes: int) -> Layout:
-    """Fills shards of about `shard_bytes` in job order, every tensor on a page; a job's outputs share a shard."""
+def lay_out(jobs: Sequence[Job], shard_bytes: int, *, paged: bool = True) -> Layout:
+    """Fills shards of about `shard_bytes` in job order; a job's outputs share a shard.
+
+    Every tensor starts on a page, with padding tensors between; unless `paged` is false, which gives plain
+    safetensors files as other tools write them.
+    """
+    page = PAGE_BYTES if paged else 1
     groups: list[list[int]] = [[]]
     filled = 0
     for index, job in enumerate(jobs):
-        size = sum(align(o.nbytes) for o in job.outputs)
+        size = sum(align(o.nbytes, page) for o in job.outputs)
         if groups[-1] and filled + size > shard_bytes:
             groups.append([])
             filled = 0
@@ -61,19 +66,20 @@ def lay_out(jobs: Sequence[Job], shard_bytes: int) -> Layout:
     places: list[tuple[Placement, ...]] = [()] * len(jobs)
     for number, group in enumerate(groups):
         name = shard_name(number, len(groups))
-        header, starts = _header([o for index in group for o in jobs[index].outputs])
+        header, starts = _header([o for index in group for o in jobs[index].outputs], page)
         end = len(header)
         cursor = iter(starts)
         for index in group:
             placed = tuple(Placement(o, name, len(header) + next(cursor)) for o in jobs[index].outputs)
             places[index] = placed
             end = max([end, *(p.offset + p.output.nbytes for p in placed)])
-        shards.append(Shard(name, align(end), header))
+        shards.append(Shard(name, align(end, page), header))
     return Layout(tuple(shards), tuple(places))
 
 
-def _header(outputs: Sequence[Output]) -> tuple[bytes, list[int]]:
-    entries: dict[str, object] = {"__metadata__": {"format": "mlx", "mlx_gptoss_format": str(FORMAT_VERSION)}}
+def _header(outputs: Sequence[Output], page: int) -> tuple[bytes, list[int]]:
+    ours = {"format": "mlx", "mlx_gptoss_format": str(FORMAT_VERSION)}
+    entries: dict[str, object] = {"__metadata__": ours if page > 1 else {"format": "pt"}}
     starts: list[int] = []
     position = pads = 0
     for output in outputs:
@@ -82,17 +88,12 @@ def _header(outputs: Sequence[Output]) -> tuple[bytes, list[int]]:
             "dtype": output.dtype, "shape": list(output.shape), "data_offsets": [position, end],
         }  # fmt: skip
         starts.append(position)
-        position = align(end)
+        position = align(end, page)
         if position > end:
             entries[f"{PAD_PREFIX}{pads}"] = {
                 "dtype": "U8", "shape": [position - end], "data_offsets": [end, position],
             }  # fmt: skip
             pads += 1
     text = json.dumps(entries, separators=(",", ":")).encode()
-    length = align(8 + len(text)) - 8
+    length = align(8 + len(text), max(page, 8)) - 8
     return length.to_bytes(8, "little") + text.ljust(length), starts
-
-
-def page_count(size: int) -> int:
-    """Pages in `size` bytes."""
-    return size // PAGE_BYTES

@@ -57,18 +57,64 @@ def quantise(values: mx.array, fmt: LinearFormat) -> tuple[mx.array, ...]:
     return tuple(mx.quantize(values, group_size=fmt.group_size, bits=BITS[fmt.format], mode="affine"))
 
 
-def dequantise(parts: tuple[mx.array, ...], fmt: LinearFormat) -> mx.array:
-    """The inverse of `quantise`, as bfloat16."""
-    weight, scales, *biases = parts
-    return mx.dequantize(
-        weight,
-        scales,
-        biases[0] if biases else None,
-        group_size=fmt.group_size,
-        bits=BITS[fmt.format],
-        mode="mxfp8" if fmt.format == "mxfp8" else "affine",
-        dtype=mx.bfloat16,
-    )
+@dataclass(frozen=True, slots=True)
+class Dequantised:
+    """A matrix stored in any of MLX's formats, as BF16 rows. `parts` are weight U32, scales (and biases).
+
+    `mode` is MLX's (affine, mxfp4, mxfp8).
+    """
+
+    parts: tuple[Rows, ...]
+    mode: str
+    bits: int
+    group: int
+
+    @classmethod
+    def of(cls, parts: tuple[Rows, ...], fmt: LinearFormat) -> Dequantised:
+        return cls(parts, "mxfp8" if fmt.format == "mxfp8" else "affine", BITS[fmt.format], fmt.group_size)
+
+    @property
+    def dtype(self) -> str:
+        return "BF16"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *rows, words = self.parts[0].shape
+        return (*rows, words * 32 // self.bits)
+
+    @property
+    def rows(self) -> int:
+        return self.parts[0].rows
+
+    @property
+    def row_bytes(self) -> int:
+        return 2 * self.shape[-1]
+
+    def fill(self, start: int, out: Bytes) -> None:
+        arrays = []
+        with mx.stream(mx.cpu):
+            for part in self.parts:
+                raw = np.empty((len(out), part.row_bytes), np.uint8)
+                part.fill(start, raw)
+                arrays.append(as_array(raw, part.dtype))
+            values = mx.dequantize(
+                arrays[0],
+                arrays[1],
+                arrays[2] if len(arrays) > 2 else None,
+                group_size=self.group,
+                bits=self.bits,
+                mode=self.mode,
+                dtype=mx.bfloat16,
+            )
+            out.reshape(-1)[:] = array_bytes(values)
+
+
+def as_array(raw: Bytes, dtype: str) -> mx.array:
+    """Rows of bytes as an array of a safetensors dtype."""
+    if dtype == "BF16":
+        return mx.array(raw.view(np.uint16)).view(mx.bfloat16)
+    kinds = {"U8": np.uint8, "U32": np.uint32, "F16": np.float16, "F32": np.float32}
+    return mx.array(raw.view(kinds[dtype]))
 
 
 def array_bytes(array: mx.array) -> Bytes:

@@ -15,21 +15,24 @@ from pathlib import Path
 from mlx_gptoss.convert.journal import JOURNAL_NAME
 from mlx_gptoss.convert.layout import Layout, Shard
 from mlx_gptoss.errors import ConversionError, GptOssError, InsufficientDiskError
-from mlx_gptoss.folder import CONFIG_NAME, MANIFEST_NAME
+from mlx_gptoss.folder import CONFIG_NAME
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_OWN = {CONFIG_NAME, MANIFEST_NAME, JOURNAL_NAME, f".{CONFIG_NAME}.part", f".{MANIFEST_NAME}.part"}
 _IGNORED = {".DS_Store"}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An open, locked folder. `created` tells whether this run made it."""
+    """An open, locked folder. `marker` is the file that, written last, says the folder is complete.
+
+    `created` tells whether this run made the folder.
+    """
 
     path: Path
     fd: int
     created: bool
+    marker: str
 
     def names(self) -> set[str]:
         """Names in the folder, but for what a file browser may leave there."""
@@ -38,8 +41,8 @@ class Target:
     def check_ours(self) -> None:
         """Raises ConversionError unless the folder is empty or holds an unfinished or finished conversion."""
         names = self.names()
-        ours = {n for n in names if n in _OWN or _SHARD.fullmatch(n)}
-        if names and (names - ours or not names & {JOURNAL_NAME, MANIFEST_NAME}):
+        ours = {n for n in names if self._is_ours(n)}
+        if names and (names - ours or not names & {JOURNAL_NAME, self.marker}):
             raise ConversionError(
                 "the target folder is not empty",
                 expected="an empty or new folder, or an unfinished conversion",
@@ -47,15 +50,20 @@ class Target:
                 where=str(self.path),
             )
 
+    def _is_ours(self, name: str) -> bool:
+        if _SHARD.fullmatch(name) or name == JOURNAL_NAME:
+            return True
+        return name.removeprefix(".").removesuffix(".part") in (CONFIG_NAME, self.marker)
+
     def clear(self) -> None:
-        """Removes what a conversion wrote, the manifest first, so that the folder stops being a model at once."""
-        names = self.names()
-        for name in [n for n in (MANIFEST_NAME, JOURNAL_NAME) if n in names]:
-            os.unlink(name, dir_fd=self.fd)
+        """Removes what a conversion wrote: the marker first, so that the folder stops being a model at once, and the
+        journal last, so that until then the rest is known to be ours."""
+        names = {n for n in self.names() if self._is_ours(n)}
+        if self.marker in names:
+            os.unlink(self.marker, dir_fd=self.fd)
             os.fsync(self.fd)
-        for name in names:
-            if name not in (MANIFEST_NAME, JOURNAL_NAME) and (name in _OWN or _SHARD.fullmatch(name)):
-                os.unlink(name, dir_fd=self.fd)
+        for name in sorted(names - {self.marker}, key=lambda n: n == JOURNAL_NAME):
+            os.unlink(name, dir_fd=self.fd)
 
     def discard(self) -> None:
         """Removes everything this conversion wrote, and the folder when this run made it."""
@@ -123,7 +131,7 @@ class Target:
 
 
 @contextmanager
-def open_target(path: Path) -> Iterator[Target]:
+def open_target(path: Path, marker: str) -> Iterator[Target]:
     """Makes (if need be), opens and locks the folder `path`. Raises ConversionError when another process has it."""
     created = False
     try:
@@ -151,7 +159,7 @@ def open_target(path: Path) -> Iterator[Target]:
                 where=str(path),
                 hint="Wait for it to end, or choose another target",
             ) from None
-        yield Target(path, fd, created)
+        yield Target(path, fd, created, marker)
     finally:
         os.close(fd)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlx_gptoss.convert.files import Bytes
 from mlx_gptoss.convert.safetensors import ITEM_BYTES, Entry
-from mlx_gptoss.errors import ConversionError
+from mlx_gptoss.errors import CheckpointError, ConversionError
 
 Floats = NDArray[np.float32]
 
@@ -155,6 +155,58 @@ class Interleaved:
             picked = half[(start + begin) // 2 - first :]
             target = out[begin::2]
             target[:] = picked[: len(target)]
+
+
+@dataclass(frozen=True, slots=True)
+class InterleavedColumns:
+    """Items of two equal matrices [N, K] alternately, as [N, 2K]."""
+
+    even: Rows
+    odd: Rows
+
+    @property
+    def dtype(self) -> str:
+        return self.even.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.even.shape[0], 2 * self.even.shape[1]
+
+    @property
+    def rows(self) -> int:
+        return self.even.rows
+
+    @property
+    def row_bytes(self) -> int:
+        return 2 * self.even.row_bytes
+
+    def fill(self, start: int, out: Bytes) -> None:
+        kind = np.uint16 if ITEM_BYTES[self.dtype] == 2 else np.uint32
+        half = np.empty((len(out), self.even.row_bytes), np.uint8)
+        for parity, part in enumerate((self.even, self.odd)):
+            part.fill(start, half)
+            out.view(kind)[:, parity::2] = half.view(kind)
+
+
+def interleave_rows(gate: Rows, up: Rows, where: str) -> Rows:
+    """Rows of gate and up [E, I, ...] alternately, as [E, 2I, ...]. Raises CheckpointError unless they match."""
+    if gate.shape != up.shape or gate.dtype != up.dtype or len(gate.shape) < 3:
+        raise CheckpointError(
+            "gate and up do not match", expected=f"{gate.dtype} {gate.shape}", got=f"{up.dtype} {up.shape}", where=where
+        )
+    return Interleaved(gate, up, axis=1)
+
+
+def interleave_columns(gate: Rows, up: Rows, where: str) -> Rows:
+    """Biases [E, I] of gate and up alternately, as [E, 2I]. Raises CheckpointError unless they match."""
+    if gate.shape != up.shape or gate.dtype != up.dtype or len(gate.shape) != 2 or gate.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            "gate and up biases do not match",
+            expected=f"{gate.dtype} {gate.shape}",
+            got=f"{up.dtype} {up.shape}",
+            where=where,
+        )
+    return InterleavedColumns(gate, up)
 
 
 def to_floats(data: Bytes, dtype: str) -> Floats:
