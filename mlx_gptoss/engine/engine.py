@@ -9,6 +9,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import TracebackType
 
 import mlx.core as mx
@@ -50,16 +51,12 @@ class Engine:
         self._failure: GptOssError | None = None
         self._stats = EngineStats()
         self._recent_s = 1.0
-        self._loaded = threading.Event()
-        self._load_error: BaseException | None = None
+        self._loaded: Future[None] = Future()
         self._vocab_size = 0
         self._context = 0
         self._thread = threading.Thread(target=self._run, args=(load,), name="mlx-gptoss-engine", daemon=True)
         self._thread.start()
-        self._loaded.wait()
-        if self._load_error is not None:
-            self._thread.join()
-            raise self._load_error
+        self._loaded.result()
         _close_at_exit(self)
 
     @property
@@ -172,10 +169,9 @@ class Engine:
             model = load()
             scheduler = self._set_up(model)
         except BaseException as error:
-            self._load_error = error
-            self._loaded.set()
+            self._loaded.set_exception(error)
             return
-        self._loaded.set()
+        self._loaded.set_result(None)
         try:
             while self._wait():
                 self._admit(scheduler)
@@ -243,7 +239,7 @@ class Engine:
                 completion_tokens_total=totals.completion_tokens,
                 steps_total=totals.steps,
                 prefix_entries=len(prefixes),
-                prefix_bytes=prefixes.nbytes,
+                prefix_cache_bytes=prefixes.nbytes,
                 spilled_entries=0 if spill is None else len(spill),
                 spilled_bytes=0 if spill is None else spill.nbytes,
                 peak_memory_bytes=mx.get_peak_memory(),

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlx_gptoss.engine.constraint import TokenConstraint
 from mlx_gptoss.errors import GptOssError
@@ -29,7 +29,7 @@ class GenerationRequest:
     """
 
     prompt_ids: tuple[int, ...]
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop_ids: tuple[int, ...] = STOP_IDS
     constraint: TokenConstraint | None = None
@@ -90,11 +90,11 @@ class Generation:
             self._cancel = reason
 
     def __iter__(self) -> Iterator[TokenEvent]:
-        while (events := self._take()) is not None:
+        while (events := self.next_tokens()) is not None:
             yield from events
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        while (events := await self._take_async()) is not None:
+        while (events := await self.next_tokens_async()) is not None:
             for event in events:
                 yield event
 
@@ -104,7 +104,8 @@ class Generation:
             self._lock.wait_for(lambda: self._finished is not None, timeout)
         return self._finished
 
-    def _take(self) -> list[TokenEvent] | None:
+    def next_tokens(self) -> list[TokenEvent] | None:
+        """Blocks for at least one token; None when it finished and all were read."""
         with self._lock:
             while not self._events:
                 if self._finished is not None:
@@ -112,7 +113,8 @@ class Generation:
                 self._lock.wait()
             return self._drain()
 
-    async def _take_async(self) -> list[TokenEvent] | None:
+    async def next_tokens_async(self) -> list[TokenEvent] | None:
+        """As `next_tokens`, without blocking the event loop."""
         loop = asyncio.get_running_loop()
         while True:
             with self._lock:

@@ -60,7 +60,7 @@ class EngineStats:
     completion_tokens_total: int = 0
     steps_total: int = 0
     prefix_entries: int = 0
-    prefix_bytes: int = 0
+    prefix_cache_bytes: int = 0
     spilled_entries: int = 0
     spilled_bytes: int = 0
     peak_memory_bytes: int = 0

@@ -80,7 +80,8 @@ class Prefiller:
         last = end == len(sequence.todo)
         chunk = mx.array(sequence.todo[start:end])[None]
         logits = self._model.prefill(chunk, sequence.cache, need_logits=last)
-        mx.async_eval(*sequence.cache.arrays(), *([] if logits is None else [logits]))
+        written = [*sequence.cache.arrays(), *([] if logits is None else [logits])]
+        mx.async_eval(written)  # type: ignore[no-untyped-call]  # mlx's stub leaves *args bare
         latest = sequence.snapshots[-1].offset if sequence.snapshots else 0
         if end in sequence.cuts or end == len(sequence.prompt) or end - latest >= LARGEST_CHUNK // 2:
             sequence.snapshots = list(thin([*sequence.snapshots, sequence.cache.snapshot()]))

@@ -20,7 +20,8 @@ import numpy as np
 from mlx_gptoss.engine.constraint import Mask, stack_masks
 from mlx_gptoss.engine.row_sampler import LogitEdit, RowSampler
 
-_BLOCK = 64
+_CANDIDATE_BLOCK = 64
+_CDF_BLOCK = 512
 _LARGEST_UNIFORM = 1.0 - 2.0**-23
 _TOP_K_BY_CANDIDATES = 128
 _NUCLEUS_SPAN = 28.0
@@ -130,7 +131,7 @@ class Sampler:
 
 def top_candidates(scores: mx.array, count: int) -> tuple[mx.array, mx.array]:
     """The `count` largest of each row of float32 [S, vocab], best first: values and int32 ids, both [S, count]."""
-    blocks = _blocks(scores, -mx.inf)
+    blocks = _blocks(scores, _CANDIDATE_BLOCK, -mx.inf)
     rows, groups, width = blocks.shape
     kept = min(count, groups)
     if kept < groups:
@@ -146,17 +147,17 @@ def top_candidates(scores: mx.array, count: int) -> tuple[mx.array, mx.array]:
     return mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(ids, order, axis=-1).astype(mx.int32)
 
 
-def _blocks(array: mx.array, fill: float) -> mx.array:
-    """[S, vocab] as [S, groups, _BLOCK], padded with `fill`."""
-    missing = -array.shape[-1] % _BLOCK
+def _blocks(array: mx.array, width: int, fill: float) -> mx.array:
+    """[S, vocab] as [S, groups, width], padded with `fill`."""
+    missing = -array.shape[-1] % width
     if missing:
         array = mx.pad(array, [(0, 0), (0, missing)], constant_values=fill)
-    return array.reshape(array.shape[0], -1, _BLOCK)
+    return array.reshape(array.shape[0], -1, width)
 
 
 def _inverse_cdf(weights: mx.array, uniform: mx.array) -> mx.array:
     """The id whose share of the summed weights [S, vocab] covers each row's uniform number: int32 [S]."""
-    blocks = _blocks(weights, 0.0)
+    blocks = _blocks(weights, _CDF_BLOCK, 0.0)
     sums = mx.sum(blocks, axis=-1)
     edges = mx.cumsum(sums, axis=-1)
     target = uniform[:, None] * edges[:, -1:]
@@ -166,7 +167,7 @@ def _inverse_cdf(weights: mx.array, uniform: mx.array) -> mx.array:
     # Rounding may put the target a hair outside its block; strictly below the block's end there is an id with mass.
     rest = mx.minimum(mx.maximum(target - before, 0.0), inside[:, -1:] * _LARGEST_UNIFORM)
     place = mx.argmax(inside > rest, axis=-1)[:, None]
-    return (group.astype(mx.int32) * _BLOCK + place.astype(mx.int32))[:, 0]
+    return (group.astype(mx.int32) * _CDF_BLOCK + place.astype(mx.int32))[:, 0]
 
 
 def _nucleus_threshold(scaled: mx.array, weights: mx.array, share: mx.array) -> mx.array:

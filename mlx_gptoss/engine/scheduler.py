@@ -10,9 +10,11 @@ before they are read; only the draw waits for them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -120,7 +122,7 @@ class Scheduler:
         for rows, tokens in batches:
             logits = self._model.decode(tokens, [row.cache for row in rows])
             if any(row.waits_for_host for row in rows):
-                mx.async_eval(logits)
+                mx.async_eval(logits)  # type: ignore[no-untyped-call]  # mlx's stub leaves *args bare
                 dispatched.append((rows, logits))
             else:
                 self._launch(rows, logits)
@@ -161,7 +163,7 @@ class Scheduler:
                     self._end(row, "error", _as_ours(error, "the token constraint failed"))
             masks.append(mask)
         sampled = self._sampler.sample(logits, [row.sampler for row in rows], masks)
-        mx.async_eval(*sampled.arrays())
+        mx.async_eval(*sampled.arrays())  # type: ignore[no-untyped-call]  # as above
         for row in rows:
             row.sampler.step()
             row.pending += 1
@@ -170,24 +172,21 @@ class Scheduler:
     def _read(self, flight: Flight) -> None:
         """Waits for a flight's tokens and hands them out."""
         sampled = flight.sampled
-        tokens: list[int] = sampled.tokens.tolist()  # type: ignore[assignment]  # a 1-d int array gives a list
-        peaks: list[float] = sampled.peak.tolist()  # type: ignore[assignment]  # a 1-d float array gives a list
-        logprobs = None if sampled.logprobs is None else _floats(sampled.logprobs)
-        top_ids = None if sampled.top_ids is None else sampled.top_ids.tolist()
-        top_logprobs = None if sampled.top_logprobs is None else sampled.top_logprobs.tolist()
+        tokens, peaks = _listed(sampled.tokens), _listed(sampled.peak)
+        logprobs, top_ids, top_logprobs = (
+            _listed(array) for array in (sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
+        )
         for i, row in enumerate(flight.rows):
             row.pending -= 1
             if row.done:
                 continue
-            if not abs(peaks[i]) < float("inf"):
+            if not math.isfinite(peaks[i]):
                 self._end(row, "error", _bad_logits(peaks[i], row))
                 continue
             wanted = row.request.sampling.logprobs
             event = TokenEvent(tokens[i])
-            if wanted is not None and logprobs is not None:
-                top: tuple[tuple[int, float], ...] = ()
-                if wanted and top_ids is not None and top_logprobs is not None:
-                    top = tuple(zip(top_ids[i][:wanted], top_logprobs[i][:wanted], strict=True))  # type: ignore[index]
+            if wanted is not None:
+                top = tuple(zip(top_ids[i][:wanted], top_logprobs[i][:wanted], strict=True)) if wanted else ()
                 event = TokenEvent(tokens[i], logprobs[i], top)
             row.alone = False
             try:
@@ -246,8 +245,9 @@ class Scheduler:
         sequence.snapshots = []
 
 
-def _floats(array: mx.array) -> list[float]:
-    return [float(value) for value in array.tolist()]  # type: ignore[union-attr]  # a 1-d array gives a list
+def _listed(array: mx.array | None) -> list[Any]:
+    listed = [] if array is None else array.tolist()
+    return listed if isinstance(listed, list) else [listed]
 
 
 def _bad_logits(peak: float, row: Sequence) -> GptOssError:

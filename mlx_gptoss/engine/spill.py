@@ -36,7 +36,7 @@ class Spilled:
     nbytes: int
     arrays: Arrays | None = field(repr=False)
     failed: bool = False
-    dropped: bool = False
+    dropped: threading.Event = field(default_factory=threading.Event, repr=False)
 
 
 class SpillStore:
@@ -112,7 +112,7 @@ class SpillStore:
     def clear(self) -> None:
         """Forgets everything and removes the folder."""
         for entry in self._entries:
-            entry.dropped = True
+            entry.dropped.set()
         self._entries.clear()
         if self._writer is not None:
             self._writes.put(None)
@@ -121,7 +121,7 @@ class SpillStore:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _drop(self, entry: Spilled) -> None:
-        entry.dropped = True
+        entry.dropped.set()
         self._entries = [other for other in self._entries if other is not entry]
         with contextlib.suppress(OSError):
             entry.path.unlink(missing_ok=True)
@@ -129,7 +129,7 @@ class SpillStore:
     def _write(self) -> None:
         while (entry := self._writes.get()) is not None:
             arrays = entry.arrays
-            if arrays is None or entry.dropped:
+            if arrays is None or entry.dropped.is_set():
                 continue
             partial = entry.path.with_suffix(".partial")
             try:
@@ -139,7 +139,7 @@ class SpillStore:
                 with contextlib.suppress(OSError):
                     partial.unlink(missing_ok=True)
                 entry.failed = True
-            if entry.dropped:
+            if entry.dropped.is_set():
                 with contextlib.suppress(OSError):
                     entry.path.unlink(missing_ok=True)
             entry.arrays = None

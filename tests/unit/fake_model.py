@@ -65,10 +65,7 @@ class FakeCache:
 
     def summary(self) -> mx.array:
         # Only the slots of the window count, like attention: stale slots of a wrongly trimmed ring change it.
-        if self.offset < WINDOW:
-            live = mx.where(mx.arange(WINDOW) < self.offset, self.ring, 0)
-        else:
-            live = self.ring
+        live = mx.where(mx.arange(WINDOW) < self.offset, self.ring, 0) if self.offset < WINDOW else self.ring
         weights = (mx.arange(WINDOW) + 1).astype(mx.uint32) * 2654435761
         return self.states[-1] ^ mx.sum(live * weights).astype(mx.uint32)
 
@@ -154,7 +151,7 @@ class FakeModel:
             cache.write(mx.array(token))
         generated: list[int] = []
         while len(generated) < count and not (generated and generated[-1] in stop_ids):
-            token = int(mx.argmax(self._logits(cache)).item())
+            token = int(np.argmax(np.array(self._logits(cache))))
             generated.append(token)
             cache.write(mx.array(token))
         return generated
@@ -209,7 +206,7 @@ class ScriptedModel:
         return self._logits([cache]) if need_logits else None
 
     def decode(self, token_ids: mx.array, caches: Sequence[ScriptedCache]) -> mx.array:
-        for token, cache in zip(token_ids.tolist(), caches, strict=True):  # type: ignore[arg-type]
+        for token, cache in zip(np.array(token_ids), caches, strict=True):
             cache.tokens.append(int(token))
         return self._logits(caches)
 

@@ -35,7 +35,7 @@ def engine_of(model: Any, **options: Any) -> Iterator[Engine]:
         yield engine
 
 
-def ask(prompt: Sequence[int], count: int = 8, **changes: Any) -> GenerationRequest:
+def ask(prompt: Sequence[int], count: int | None = 8, **changes: Any) -> GenerationRequest:
     return GenerationRequest(tuple(prompt), **{"sampling": GREEDY, "max_tokens": count, "stop_ids": (), **changes})
 
 
@@ -274,15 +274,15 @@ def test_a_request_that_breaks_prefill_fails_alone() -> None:
 
 def test_a_request_that_breaks_the_batch_fails_alone() -> None:
     model = FakeModel()
-    poison = {id(None)}
+    poison: set[object] = set()
 
     def broken(caches: Sequence[FakeCache]) -> bool:
-        return any(cache.offset >= 15 and int(cache.states[1].item()) in poison for cache in caches)
+        return any(cache.offset >= 15 and cache.states[1].item() in poison for cache in caches)
 
     marker = FakeCache()
     marker_model = FakeModel()
     marker_model.prefill(np_row([50]), marker)
-    poison = {int(marker.states[1].item())}
+    poison = {marker.states[1].item()}
     model.break_decode = broken
     with engine_of(model) as engine:
         generations = [engine.submit(ask([n + 1] * 10, 20)) for n in range(3)]
@@ -475,7 +475,7 @@ def test_async_iteration_and_many_threads() -> None:
     results: dict[int, list[int]] = {}
     with engine_of(model, max_batch=4) as engine:
         threads = [
-            threading.Thread(target=lambda n=n: results.__setitem__(n, ids(engine.submit(ask([n, n + 1], 10)))))  # type: ignore[misc]
+            threading.Thread(target=lambda n=n: results.__setitem__(n, ids(engine.submit(ask([n, n + 1], 10)))))
             for n in range(7, 13)
         ]
         for thread in threads:
