@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mlx_gptoss.convert.adapters import CONFIG as ADAPTER_CONFIG
 from mlx_gptoss.convert.adapters import Adapter, open_adapter
+from mlx_gptoss.convert.gguf import open_gguf
+from mlx_gptoss.convert.gguf_file import is_gguf
 from mlx_gptoss.convert.huggingface import open_huggingface
 from mlx_gptoss.convert.mlx_lm import open_mlx_lm
 from mlx_gptoss.convert.openai import open_openai
@@ -38,6 +40,8 @@ def open_source(path: Path, adapters: Sequence[Path] = ()) -> Source:
 
 def _open(path: Path, adapters: Sequence[Adapter]) -> Source:
     if path.is_file():
+        if is_gguf(path):
+            return _open_gguf(path, adapters)
         if path.suffix == ".safetensors":
             return _open_safetensors(path.parent, read_checkpoint(path.parent, (path.name,)), adapters)
         raise _unknown(path)
@@ -47,9 +51,24 @@ def _open(path: Path, adapters: Sequence[Adapter]) -> Source:
         raise ConversionError(
             "the source is an adapter, not a model", where=str(path), hint="Give the base model, and this as --adapter"
         )
+    ggufs = sorted(path.glob("*.gguf"))
+    firsts = [p for p in ggufs if "-of-" not in p.name or "-00001-of-" in p.name]
+    if len(firsts) > 1:
+        raise CheckpointError(
+            "the folder holds several GGUF models", got=", ".join(p.name for p in firsts[:4]), where=str(path),
+            hint="Name one of the files",
+        )  # fmt: skip
+    if firsts and not any(path.glob("*.safetensors")):
+        return _open_gguf(firsts[0], adapters)
     if any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists():
         return _open_safetensors(path, read_checkpoint(path), adapters)
     raise _unknown(path)
+
+
+def _open_gguf(path: Path, adapters: Sequence[Adapter]) -> Source:
+    if adapters:
+        raise ConversionError("adapters are merged into Hugging Face checkpoints only", where=str(path))
+    return open_gguf(path)
 
 
 def _open_safetensors(folder: Path, checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Source:
