@@ -29,18 +29,22 @@ Drop-in for `mx.fast.metal_kernel`, eager, returning `mx.array`s:
 
 from __future__ import annotations
 
+from tests.bench.check import check_kernel, check_text
 from tests.bench.drop_in import bench_metal_kernel
 from tests.bench.dtypes import Bfloat16
 from tests.bench.executor import RunResult, run_kernel
-from tests.bench.faults import ShaderCompileError, ShaderFault
+from tests.bench.faults import Diagnostic, ShaderCompileError, ShaderFault
 from tests.bench.spec import KernelSpec
 
 __all__ = [
     "Bfloat16",
+    "Diagnostic",
     "KernelSpec",
     "RunResult",
     "ShaderCompileError",
     "ShaderFault",
     "bench_metal_kernel",
+    "check_kernel",
+    "check_text",
     "run_kernel",
 ]

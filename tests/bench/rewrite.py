@@ -157,15 +157,30 @@ def execution_unit(metal: MetalText) -> str:
     )
 
 
-def raw_unit(metal: MetalText) -> str:
-    """The translation unit that is only type-checked: a real kernel function, threadgroup variables as written."""
-    text = drop_metal_includes(metal.header)
+def raw_unit(metal: MetalText) -> tuple[str, int]:
+    """The translation unit that is only type-checked, and the line in it that is the text's first.
+
+    The kernel is a real kernel function here and its threadgroup variables are as written. Template parameters become
+    names of a namespace, because clang takes no template kernels.
+    """
+    header = drop_metal_includes(metal.header)
     signature = metal.text[len(metal.header) :]
     signature = signature[signature.index("[[kernel]] void") : signature.index(") {\n") + 4]
     aliases = _aliases(metal.template_names, metal.template_arguments)
     lead = f"namespace msl_raw {{ {aliases} __kernel" + signature.removeprefix("[[kernel]]")
     newline = "\n" if metal.template_names else ""
-    return f'#include "msl.h"\n#line 1 "{TEXT_NAME}"\n{text}{newline}{lead}{metal.body}\n}}\n}}\n'
+    unit = f'#include "msl.h"\nnamespace msl_user {{\n#line 1 "{TEXT_NAME}"\n{header}{newline}{lead}{metal.body}\n}}\n}}\n}}\n'
+    return unit, 4
+
+
+def raw_kernel(text: str) -> str:
+    """A hand-written text with its `[[kernel]]` or `kernel` functions as the compiler's own kernels."""
+    blank = blank_comments(text)
+    out, at = [], 0
+    for match in re.finditer(r"\[\[\s*kernel\s*\]\](?=\s*void)|\bkernel\b(?=\s+void)", blank):
+        out.append(text[at : match.start()] + "__kernel")
+        at = match.end()
+    return "".join(out) + text[at:]
 
 
 def _aliases(names: Sequence[tuple[str, str]], arguments: Sequence[str]) -> str:

@@ -127,24 +127,12 @@ def _line(lines: Sequence[str], number: int) -> str:
     return lines[number - 1] if 0 < number <= len(lines) else ""
 
 
-def syntax_check(text: str, flags: Sequence[str] = ()) -> str:
-    """The compiler's messages about a text (a whole translation unit in the shim's dialect)."""
-    done = _run(
-        [
-            "clang",
-            *_LANGUAGE,
-            *machine_flags(),
-            "-fno-caret-diagnostics",
-            "-ferror-limit=40",
-            *flags,
-            "-I",
-            str(_SHIM),
-            "-fsyntax-only",
-            "-",
-        ],
-        text,
-    )
-    return done.stderr
+def syntax_check(unit: str, tree: str | None = None) -> tuple[str, str]:
+    """(messages, syntax tree as JSON) of a translation unit; the tree is of the namespace `tree`, if given."""
+    dump = ["-Xclang", "-ast-dump=json", "-Xclang", f"-ast-dump-filter={tree}"] if tree else []
+    flags = [*_LANGUAGE, *machine_flags(), "-fno-caret-diagnostics", "-ferror-limit=40", *dump]
+    done = _run(["clang", *flags, "-I", str(_SHIM), "-fsyntax-only", "-"], unit)
+    return done.stderr, done.stdout
 
 
 def build_kernel(text: str, name: str, checked: bool) -> Path | str:

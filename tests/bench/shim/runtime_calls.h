@@ -26,4 +26,10 @@ enum msl_kind : uint {
   msl_kind_matrix_memory,
 };
 
-#define MSL_LINE uint line = __builtin_LINE()
+// The line of the caller, which no caller can pass by accident.
+struct msl_line {
+  uint value;
+  explicit constexpr msl_line(uint v) : value(v) {}
+  operator uint() const { return value; }
+};
+#define MSL_LINE msl_line line = msl_line(__builtin_LINE())
