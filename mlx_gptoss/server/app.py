@@ -21,6 +21,16 @@ from mlx_gptoss.server.http import failure_response, service_of
 from mlx_gptoss.server.logs import RequestLog
 from mlx_gptoss.server.metrics import Metrics
 from mlx_gptoss.server.models import Loader, ModelManager
+from mlx_gptoss.server.response_store import ResponseStore
+from mlx_gptoss.server.routes import (
+    anthropic,
+    chat_completions,
+    completions,
+    ollama,
+    ollama_models,
+    openai_models,
+    responses,
+)
 from mlx_gptoss.server.security import Gate
 from mlx_gptoss.server.service import GenerationService
 from mlx_gptoss.server.settings import ServerSettings
@@ -45,6 +55,7 @@ def build_app(settings: ServerSettings, *, loader: Loader | None = None, registr
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        app.state.responses.close()
         await models.close()
 
     app = FastAPI(
@@ -54,6 +65,7 @@ def build_app(settings: ServerSettings, *, loader: Loader | None = None, registr
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.state.responses = ResponseStore(settings.stored_responses)
     app.state.service = GenerationService(settings, models, metrics)
     app.add_exception_handler(GptOssError, failure_response)
     app.add_exception_handler(ValidationError, failure_response)
@@ -62,13 +74,9 @@ def build_app(settings: ServerSettings, *, loader: Loader | None = None, registr
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(RequestLog, metrics=metrics)
     _add_operations(app)
-    for router in _routers():
-        app.include_router(router)
+    for module in (ollama, ollama_models, chat_completions, completions, openai_models, responses, anthropic):
+        app.include_router(module.router)
     return app
-
-
-def _routers():  # placeholder until the wire formats are in
-    return ()
 
 
 async def _http_failure(request: Request, error: Exception) -> Response:

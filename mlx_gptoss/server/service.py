@@ -13,7 +13,7 @@ from starlette.requests import Request
 from mlx_gptoss.errors import CancelledError, GptOssError, InvalidRequestError
 from mlx_gptoss.events import Done, Event
 from mlx_gptoss.llm import GptOss
-from mlx_gptoss.messages import AssistantMessage, SystemMessage
+from mlx_gptoss.messages import SystemMessage
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.metrics import Metrics
 from mlx_gptoss.server.models import LoadedModel, ModelManager
@@ -97,18 +97,8 @@ class GenerationService:
             if isinstance(event, Done):
                 self.metrics.observe(event)
                 if request.messages and event.finish_reason in ("stop", "tool_calls"):
-                    self._remember(request, builder.build())
+                    self.turns.remember(request.messages, builder.build().message)
             yield event
-
-    def _remember(self, request: ChatRequest, completion: Completion) -> None:
-        message = AssistantMessage(
-            text=completion.text,
-            reasoning=completion.reasoning,
-            preamble=completion.preamble,
-            tool_calls=completion.tool_calls,
-            token_ids=completion.token_ids or None,
-        )
-        self.turns.remember(request.messages, message)
 
 
 def _has_system(request: ChatRequest) -> bool:

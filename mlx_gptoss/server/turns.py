@@ -7,35 +7,39 @@ call, and the exact tokens that keep the prefix cache valid, are therefore kept 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from mlx_gptoss.messages import AssistantMessage, Message, ToolMessage
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    message: AssistantMessage
+from mlx_gptoss.messages import AssistantMessage, Message, ToolCall, ToolMessage
 
 
-def _digest(history: Sequence[Message], text: str) -> bytes:
-    """A key for a turn: what came before it, as far as clients echo it, and its visible text."""
-    state = hashlib.blake2b(digest_size=16)
-    for message in history:
-        name = type(message).__name__
-        calls = "|".join(call.id for call in message.tool_calls) if isinstance(message, AssistantMessage) else ""
-        state.update(f"{name}\0{message.text}\0{calls}\0".encode("utf-8", "surrogatepass"))
-    state.update(text.encode("utf-8", "surrogatepass"))
-    return state.digest()
+def _call_text(call: ToolCall) -> str:
+    """A call without its id, its JSON written in one way: some clients drop ids, some re-write arguments."""
+    try:
+        arguments = json.dumps(json.loads(call.arguments), sort_keys=True)
+    except (ValueError, RecursionError):
+        arguments = call.arguments
+    return f"{call.name}({arguments})"
+
+
+def _visible(message: Message) -> bytes:
+    """A message as far as every client echoes it."""
+    if not isinstance(message, AssistantMessage):
+        return f"{type(message).__name__}\0{message.text}\0".encode("utf-8", "surrogatepass")
+    calls = "\1".join(_call_text(call) for call in message.tool_calls)
+    # Text beside calls is a preamble, which some clients drop: the calls identify the turn.
+    said = "" if calls else message.text
+    return f"assistant\0{said}\0{calls}\0".encode("utf-8", "surrogatepass")
 
 
 class TurnStore:
-    """Finished turns by tool-call id, and by conversation so far; the least recently used go first."""
+    """Finished turns by tool-call id, and by the conversation so far; the least recently used go first."""
 
     def __init__(self, capacity: int = 4096) -> None:
         self._capacity = capacity
-        self._turns: OrderedDict[bytes | str, _Turn] = OrderedDict()
+        self._turns: OrderedDict[bytes | str, AssistantMessage] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -44,10 +48,11 @@ class TurnStore:
         """Keep one finished turn that answered `history`."""
         if message.token_ids is None:
             return
-        turn = _Turn(message)
-        keys: list[bytes | str] = [call.id for call in message.tool_calls] or [_digest(history, message.text)]
-        for key in keys:
-            self._turns[key] = turn
+        state = hashlib.blake2b(digest_size=16)
+        for earlier in (*history, message):
+            state.update(_visible(earlier))
+        for key in (state.digest(), *(call.id for call in message.tool_calls)):
+            self._turns[key] = message
             self._turns.move_to_end(key)
         while len(self._turns) > self._capacity:
             self._turns.popitem(last=False)
@@ -58,32 +63,27 @@ class TurnStore:
         A turn that the client changed (other text, other arguments) stays as the client sent it; what the client
         says about reasoning wins over what is remembered.
         """
-        restored: list[Message] = []
+        state = hashlib.blake2b(digest_size=16)
+        restored = []
         for message in messages:
-            restored.append(self._restore_one(restored, message))
+            state.update(_visible(message))
+            restored.append(self._restored(message, state.digest()))
         return tuple(restored)
 
-    def _restore_one(self, before: Sequence[Message], message: Message) -> Message:
-        if isinstance(message, ToolMessage) and not message.name:
-            known = self._turns.get(message.call_id)
-            names = [call.name for call in known.message.tool_calls if call.id == message.call_id] if known else []
-            return replace(message, name=names[0]) if names else message
+    def _restored(self, message: Message, digest: bytes) -> Message:
+        if isinstance(message, ToolMessage):
+            return message if message.name else replace(message, name=self._call_name(message.call_id))
         if not isinstance(message, AssistantMessage) or message.token_ids is not None:
             return message
-        key = message.tool_calls[0].id if message.tool_calls else _digest(before, message.text)
-        turn = self._turns.get(key)
-        if turn is None:
-            return message
-        self._turns.move_to_end(key)
-        known_calls = [(call.id, call.name, call.arguments) for call in turn.message.tool_calls]
-        same_calls = known_calls == [(call.id, call.name, call.arguments) for call in message.tool_calls]
-        same_text = message.text in (
-            "",
-            turn.message.text,
-            turn.message.preamble,
-            turn.message.preamble + turn.message.text,
-        )
-        same_reasoning = message.reasoning in ("", turn.message.reasoning)
-        if same_calls and same_text and same_reasoning:
-            return turn.message
-        return replace(message, reasoning=message.reasoning or turn.message.reasoning)
+        keys: list[bytes | str] = [*(call.id for call in message.tool_calls[:1]), digest]
+        for key in keys:
+            known = self._turns.get(key)
+            if known is not None and _visible(known) == _visible(message):
+                self._turns.move_to_end(key)
+                same = message.reasoning in ("", known.reasoning)
+                return known if same else replace(known, reasoning=message.reasoning, token_ids=None)
+        return message
+
+    def _call_name(self, call_id: str) -> str:
+        known = self._turns.get(call_id)
+        return next((call.name for call in known.tool_calls if call.id == call_id), "") if known is not None else ""

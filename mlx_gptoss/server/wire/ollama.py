@@ -21,7 +21,7 @@ from mlx_gptoss.events import (
     TokenLogprob,
     ToolCallEnd,
 )
-from mlx_gptoss.harmony import parse_arguments
+from mlx_gptoss.harmony.arguments import parse_arguments
 from mlx_gptoss.messages import (
     AssistantMessage,
     Message,
