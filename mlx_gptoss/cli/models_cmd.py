@@ -1,0 +1,69 @@
+"""`mlx-gptoss list`, `show` and `rm`: the models on this machine."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mlx_gptoss.names import resolve_model
+from mlx_gptoss.registry import Registry
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
+def list_models(as_json: bool) -> None:
+    """List the models on this machine."""
+    registry = Registry()
+    models = registry.models()
+    default = registry.state().get("default")
+    if as_json:
+        rows = [
+            {
+                "name": model.name,
+                "path": str(model.path),
+                "size_bytes": model.size_bytes,
+                "default": model.name == default,
+            }
+            for model in models
+        ]
+        click.echo(json.dumps(rows))
+        return
+    if not models:
+        click.echo("No models yet. Get one with `mlx-gptoss pull 20b`, or try `--model demo`.", err=True)
+        return
+    table = Table("name", "size", "changed", "folder", box=None, header_style="bold")
+    for model in models:
+        name = f"{model.name} (default)" if model.name == default else model.name
+        changed = datetime.fromtimestamp(model.modified, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(name, f"{model.size_bytes / 1e9:.2f} GB", changed, str(model.path))
+    Console().print(table)
+    for alias in registry.aliases():
+        click.echo(f"{alias.name} -> {alias.source}")
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+def show(model: str | None, as_json: bool) -> None:
+    """Show what MODEL's folder holds: source, precisions, tensors, bytes a token."""
+    from mlx_gptoss.cli.convert_cmd import show_folder
+
+    show_folder(resolve_model(model), as_json=as_json)
+
+
+@click.command("rm")
+@click.argument("model")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def remove(model: str, yes: bool) -> None:
+    """Delete MODEL from this machine."""
+    registry = Registry()
+    if registry.alias(model) is None:
+        found = registry.find(model)
+        if not yes:
+            click.confirm(f"Delete {found.name} ({found.size_bytes / 1e9:.2f} GB)?", abort=True)
+    freed = registry.remove(model)
+    click.echo(f"freed {freed / 1e9:.2f} GB")
