@@ -143,7 +143,8 @@ def _check_config(config: dict[str, Any], where: str) -> None:
         ("use_dora", "DoRA adapters"), ("modules_to_save", "adapters that save whole modules"),
         ("target_parameters", "adapters on expert parameters"), ("fan_in_fan_out", "transposed adapters"),
         ("trainable_token_indices", "adapters that train tokens"), ("alora_invocation_tokens", "activated adapters"),
-        ("layer_replication", "adapters that repeat layers"),
+        ("layer_replication", "adapters that repeat layers"), ("use_qalora", "QALoRA adapters"),
+        ("use_bdlora", "block-diagonal adapters"), ("arrow_config", "adapters with routing"),
     ):  # fmt: skip
         if config.get(key):
             raise ConversionError(
@@ -157,6 +158,8 @@ def _check_config(config: dict[str, Any], where: str) -> None:
 def _factors(entries: dict[str, Entry], where: str) -> dict[str, tuple[Entry, Entry]]:
     halves: dict[str, dict[str, Entry]] = {}
     for name, entry in entries.items():
+        if name.endswith(".base_layer.weight"):
+            continue  # PEFT may save the base model's own head beside the factors
         match = _NAME.fullmatch(name)
         if match is None:
             raise ConversionError("the adapter holds a tensor that is not LoRA's", got=name[:120], where=where)

@@ -25,6 +25,7 @@ BIAS: Final = 127
 MAGNITUDES: Final = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
 TABLE: Final = np.concatenate([MAGNITUDES, -MAGNITUDES])
 _SLICE_BLOCKS: Final = 8192
+_TOP: Final = 125  # 6 * 2^125 is the largest float32 of the format; one more overflows when decoded
 
 
 def round_codes(scaled: Floats) -> NDArray[np.uint8]:
@@ -56,7 +57,7 @@ def _quantise_slice(values: Floats) -> tuple[Bytes, Bytes, float]:
     best_codes = np.zeros(values.shape, np.uint8)
     best_exponent = np.zeros(len(values), np.int32)
     for shift in (0, 1, -1):
-        exponent = np.clip(base + shift, -BIAS, BIAS)
+        exponent = np.clip(base + shift, -BIAS, _TOP)
         scaled = np.ldexp(magnitude, -exponent[:, None])
         codes = round_codes(scaled)
         difference = scaled - MAGNITUDES[codes]
@@ -76,7 +77,8 @@ def dequantise_blocks(blocks: Bytes, scales: Bytes) -> Floats:
     codes = np.empty((len(blocks), BLOCK), np.uint8)
     codes[:, 0::2] = blocks & 0x0F
     codes[:, 1::2] = blocks >> 4
-    values: Floats = np.ldexp(TABLE[codes], scales.astype(np.int32)[:, None] - BIAS)
+    with np.errstate(over="ignore"):
+        values: Floats = np.ldexp(TABLE[codes], scales.astype(np.int32)[:, None] - BIAS)
     return values
 
 
