@@ -45,29 +45,33 @@ METAL_FUNC void fold(thread float* x, uint lane, uint bit) {
   }
 }
 
-// Takes 4 U keys: lane group lane / 8 holds keys 4 u + lane / 8, this lane 8 values of each. `m` and `l` are the maximum
-// and this lane's share of the denominator for head lane % 8; acc [8 heads][8 values] this lane's share of the sums.
-template <int U>
+// Takes 4 U keys: lane group lane / 8 holds keys 4 u + lane / 8, this lane 8 values of each key and value, as `raw` from
+// load8. `m` and `l` are the maximum and this lane's share of the denominator for head lane % 8; acc [8 heads][8 values]
+// this lane's share of the sums. `type` only says the cache's type.
+template <int U, typename T>
 METAL_FUNC void attend(
+    const device T* type,
     const thread float* q,
-    const thread float* k,
-    const thread float* v,
+    const thread uint* raw,
     const thread bool* valid,
     uint lane,
     thread float& m,
     thread float& l,
     thread float* acc) {
+  constexpr int WORDS = 2 * sizeof(T);
   float score[U];
   float top = m;
 #pragma clang loop unroll(full)
   for (int u = 0; u < U; ++u) {
     float part[ATTEND_HEADS];
+    float k[8];
+    unpack8(type, raw + 2 * u * WORDS, k);
 #pragma clang loop unroll(full)
     for (int h = 0; h < ATTEND_HEADS; ++h) {
       float sum = 0.0f;
 #pragma clang loop unroll(full)
       for (int i = 0; i < 8; ++i) {
-        sum = metal::fma(q[8 * h + i], k[8 * u + i], sum);
+        sum = metal::fma(q[8 * h + i], k[i], sum);
       }
       part[h] = sum;
     }
@@ -96,13 +100,15 @@ METAL_FUNC void attend(
 #pragma clang loop unroll(full)
   for (int u = 0; u < U; ++u) {
     float p = metal::exp2(score[u] - top);
+    float v[8];
+    unpack8(type, raw + (2 * u + 1) * WORDS, v);
     l += p;
 #pragma clang loop unroll(full)
     for (int h = 0; h < ATTEND_HEADS; ++h) {
       float weight = simd_shuffle(p, ushort(group + h));
 #pragma clang loop unroll(full)
       for (int i = 0; i < 8; ++i) {
-        acc[8 * h + i] = metal::fma(weight, v[8 * u + i], acc[8 * h + i]);
+        acc[8 * h + i] = metal::fma(weight, v[i], acc[8 * h + i]);
       }
     }
   }

@@ -52,56 +52,38 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
   for (int i = 0; i < 64; ++i) {
     acc[i] = 0.0f;
   }
-  float ks[8 * UNROLL];
-  float vs[8 * UNROLL];
-  bool valid[UNROLL];
-
+  // The stretch of the main cache, then for the last part the tail and the new position, as one run of keys.
   int n_main = lengths[1];
+  int n_tail = lengths[2];
   int share = (n_main + parts * BLOCK - 1) / (parts * BLOCK) * BLOCK;
-  int end = metal::min(n_main, (part + 1) * share);
-  const device T* keys = main_k + size_t(kv) * capacity * 64;
-  const device T* values = main_v + size_t(kv) * capacity * 64;
-  for (int base = part * share + int(simdgroup_index_in_threadgroup) * BLOCK; base < end; base += SIMDGROUPS * BLOCK) {
+  int start = metal::min(n_main, part * share);
+  int stretch = metal::min(n_main, start + share) - start;
+  int count = stretch + (part == parts - 1 ? n_tail + 1 : 0);
+  const device T* keys = main_k + (size_t(kv) * capacity + start) * 64;
+  const device T* values = main_v + (size_t(kv) * capacity + start) * 64;
+  int tail = kv * TAIL * 64;
+  int fresh = (row * KV_HEADS + kv) * 64;
+  constexpr int WORDS = 2 * sizeof(T);
+  uint raw[2 * UNROLL * WORDS];
+  for (int base = int(simdgroup_index_in_threadgroup) * BLOCK; base < count; base += SIMDGROUPS * BLOCK) {
+    bool valid[UNROLL];
 #pragma clang loop unroll(full)
     for (int u = 0; u < UNROLL; ++u) {
       int key = base + 4 * u + int(lane >> 3);
-      valid[u] = key < end;
-      key = metal::min(key, end - 1);
-      read8(keys, key * 8 + dims, ks + 8 * u);
-      read8(values, key * 8 + dims, vs + 8 * u);
-    }
-    attend<UNROLL>(queries, ks, vs, valid, lane, m, l, acc);
-  }
-
-  if (part == parts - 1) {
-    int n_tail = lengths[2];
-    int fresh = (row * KV_HEADS + kv) * 64 + dims * 8;
-    int tail = kv * TAIL * 64 + dims * 8;
-    for (int base = int(simdgroup_index_in_threadgroup) * BLOCK; base <= n_tail; base += SIMDGROUPS * BLOCK) {
-#pragma clang loop unroll(full)
-      for (int u = 0; u < UNROLL; ++u) {
-        int key = base + 4 * u + int(lane >> 3);
-        valid[u] = key <= n_tail;
-        for (int i = 0; i < 8; ++i) {
-          ks[8 * u + i] = 0.0f;
-          vs[8 * u + i] = 0.0f;
-        }
-        if (key == n_tail) {
-          read8(k + fresh, 0, ks + 8 * u);
-          read8(v + fresh, 0, vs + 8 * u);
-        } else if (key < n_tail) {
-          read8(tail_k + tail, key * 8, ks + 8 * u);
-          read8(tail_v + tail, key * 8, vs + 8 * u);
-        }
-        if (valid[u] && group == 0) {
-          for (int i = 0; i < 8; ++i) {
-            new_k[tail + key * 64 + i] = T(ks[8 * u + i]);
-            new_v[tail + key * 64 + i] = T(vs[8 * u + i]);
-          }
-        }
+      int at = key - stretch;
+      valid[u] = key < count;
+      // Lanes past the end take the new position, whose weight is then zero.
+      bool old = valid[u] && at < n_tail;
+      const device T* from_k = !old ? k + fresh : at < 0 ? keys + key * 64 : tail_k + tail + at * 64;
+      const device T* from_v = !old ? v + fresh : at < 0 ? values + key * 64 : tail_v + tail + at * 64;
+      load8(from_k, dims, raw + 2 * u * WORDS);
+      load8(from_v, dims, raw + (2 * u + 1) * WORDS);
+      if (valid[u] && at >= 0 && group == 0) {
+        store8(new_k + tail, at * 8 + dims, raw + 2 * u * WORDS);
+        store8(new_v + tail, at * 8 + dims, raw + (2 * u + 1) * WORDS);
       }
-      attend<UNROLL>(queries, ks, vs, valid, lane, m, l, acc);
     }
+    attend<UNROLL>(main_k, queries, raw, valid, lane, m, l, acc);
   }
   device float* to = FINAL ? out + head * 64 : out + head * parts * ATTEND_PART;
   finish<SIMDGROUPS, FINAL>(

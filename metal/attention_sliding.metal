@@ -47,35 +47,25 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int WINDOW, int SIMDG
   int position = lengths[0];
   int slot = position % WINDOW;
   int count = metal::min(position + 1, WINDOW);
-  int fresh = (row * KV_HEADS + kv) * 64 + dims * 8;
-  int ring = kv * WINDOW * 64 + dims * 8;
+  int fresh = (row * KV_HEADS + kv) * 64;
+  int ring = kv * WINDOW * 64;
+  constexpr int WORDS = 2 * sizeof(T);
+  uint raw[2 * UNROLL * WORDS];
   for (int base = int(simdgroup_index_in_threadgroup) * BLOCK; base < count; base += SIMDGROUPS * BLOCK) {
-    float ks[8 * UNROLL];
-    float vs[8 * UNROLL];
     bool valid[UNROLL];
 #pragma clang loop unroll(full)
     for (int u = 0; u < UNROLL; ++u) {
       int key = base + 4 * u + int(lane >> 3);
       valid[u] = key < count;
-      for (int i = 0; i < 8; ++i) {
-        ks[8 * u + i] = 0.0f;
-        vs[8 * u + i] = 0.0f;
-      }
-      if (key == slot) {
-        read8(k + fresh, 0, ks + 8 * u);
-        read8(v + fresh, 0, vs + 8 * u);
-      } else if (key < count) {
-        read8(ring_k + ring, key * 8, ks + 8 * u);
-        read8(ring_v + ring, key * 8, vs + 8 * u);
-      }
+      bool old = valid[u] && key != slot;
+      load8(old ? ring_k + ring + key * 64 : k + fresh, dims, raw + 2 * u * WORDS);
+      load8(old ? ring_v + ring + key * 64 : v + fresh, dims, raw + (2 * u + 1) * WORDS);
       if (valid[u] && group == 0) {
-        for (int i = 0; i < 8; ++i) {
-          new_k[ring + key * 64 + i] = T(ks[8 * u + i]);
-          new_v[ring + key * 64 + i] = T(vs[8 * u + i]);
-        }
+        store8(new_k + ring, key * 8 + dims, raw + 2 * u * WORDS);
+        store8(new_v + ring, key * 8 + dims, raw + (2 * u + 1) * WORDS);
       }
     }
-    attend<UNROLL>(queries, ks, vs, valid, lane, m, l, acc);
+    attend<UNROLL>(ring_k, queries, raw, valid, lane, m, l, acc);
   }
   device float* to = FINAL ? out + head * 64 : out + head * ATTEND_PART;
   finish<SIMDGROUPS, FINAL>(m, l, acc, sinks + head, heads, 0, 1, memory, simdgroup_index_in_threadgroup, lane, to);

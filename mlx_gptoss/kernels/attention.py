@@ -15,7 +15,7 @@ from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.layout import HEAD_DIM, MAX_BATCH, PART, check_array, check_batch, padded
 from mlx_gptoss.kernels.source import load_kernel
-from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.kernels.tuning import Tuning, tuning_for
 
 FULL = "attention_full"
 SLIDING = "attention_sliding"
@@ -31,11 +31,11 @@ def cache_lengths(*, offset: int, n_main: int, n_tail: int, capacity: int, row: 
     return mx.array([offset, n_main, n_tail, capacity, row, 0, 0, 0], dtype=mx.int32)
 
 
-def parts_for(n_main: int, family: str) -> int:
+def parts_for(n_main: int, tuning: Tuning) -> int:
     """Into how many parts a full layer's main cache is split: a power of two, so that few shapes ever occur."""
-    tuning = tuning_for(family).full
-    wanted = max(1, n_main // tuning.split_keys)
-    return min(tuning.max_parts, 1 << (wanted.bit_length() - 1 if wanted & (wanted - 1) == 0 else wanted.bit_length()))
+    shape = tuning.full
+    wanted = max(1, n_main // shape.split_keys)
+    return min(shape.max_parts, 1 << (wanted.bit_length() - 1 if wanted & (wanted - 1) == 0 else wanted.bit_length()))
 
 
 def attention_full(
@@ -51,6 +51,7 @@ def attention_full(
     *,
     parts: int | None = None,
     backend: Backend,
+    tuning: Tuning | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Attention over main cache, tail and the new position; (out, new tail_k, new tail_v).
 
@@ -67,8 +68,8 @@ def attention_full(
         raise KernelError("K and V have the same shape, and room", got=f"{main_k.shape}, {tail_k.shape}", where=FULL)
     if backend.name == "stock":
         return attention_full_twin(q, k, v, main_k, main_v, tail_k, tail_v, sinks, lengths, parts=parts)
-    tuning = tuning_for(backend.family).full
-    threads = 32 * tuning.simdgroups
+    shape = (tuning or tuning_for(backend.family)).full
+    threads = 32 * shape.simdgroups
     groups = kv_heads * -(-(heads // kv_heads) // 8)
     out, new_k, new_v = backend.launch(
         load_kernel(FULL),
@@ -79,8 +80,8 @@ def attention_full(
             ("HEADS", heads // kv_heads),
             ("KV_HEADS", kv_heads),
             ("TAIL", tail_k.shape[1]),
-            ("SIMDGROUPS", tuning.simdgroups),
-            ("UNROLL", tuning.unroll),
+            ("SIMDGROUPS", shape.simdgroups),
+            ("UNROLL", shape.unroll),
             ("FINAL", parts is None),
         ],
         ((parts or 1) * threads, groups, 1),
@@ -126,6 +127,7 @@ def attention_sliding(
     *,
     parts: int | None = None,
     backend: Backend,
+    tuning: Tuning | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Attention over the last W positions, the new one included; (out, new ring_k, new ring_v).
 
@@ -141,8 +143,8 @@ def attention_sliding(
         raise KernelError("a ring is one part", got=str(parts), where=SLIDING)
     if backend.name == "stock":
         return attention_sliding_twin(q, k, v, ring_k, ring_v, sinks, lengths, parts=parts)
-    tuning = tuning_for(backend.family).sliding
-    threads = 32 * tuning.simdgroups
+    shape = (tuning or tuning_for(backend.family)).sliding
+    threads = 32 * shape.simdgroups
     groups = kv_heads * -(-(heads // kv_heads) // 8)
     out, new_k, new_v = backend.launch(
         load_kernel(SLIDING),
@@ -153,8 +155,8 @@ def attention_sliding(
             ("HEADS", heads // kv_heads),
             ("KV_HEADS", kv_heads),
             ("WINDOW", ring_k.shape[1]),
-            ("SIMDGROUPS", tuning.simdgroups),
-            ("UNROLL", tuning.unroll),
+            ("SIMDGROUPS", shape.simdgroups),
+            ("UNROLL", shape.unroll),
             ("FINAL", parts is None),
         ],
         (groups * threads, 1, 1),

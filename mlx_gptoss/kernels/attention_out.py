@@ -7,13 +7,13 @@ import mlx.core as mx
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.layout import check_array, check_batch, dense_weight, linear_arguments, tile_chunks
 from mlx_gptoss.kernels.source import load_kernel
-from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.kernels.tuning import Tuning, tuning_for
 from mlx_gptoss.weights import Linear
 
 NAME = "attention_out"
 
 
-def attention_out(a: mx.array, out: Linear, x: mx.array, *, backend: Backend) -> mx.array:
+def attention_out(a: mx.array, out: Linear, x: mx.array, *, backend: Backend, tuning: Tuning | None = None) -> mx.array:
     """x + W a + b: float32 [S, N]. a: [S, K] float32 (or [S, heads, 64]); out: [N, K] with bias; x: [S, N] float32.
 
     Raises KernelError.
@@ -25,7 +25,7 @@ def attention_out(a: mx.array, out: Linear, x: mx.array, *, backend: Backend) ->
     if backend.name == "stock" or out.bias is None:
         return attention_out_twin(a, out, x)
     weights = linear_arguments(out, NAME)
-    tuning = tuning_for(backend.family)
+    tuning = tuning or tuning_for(backend.family)
     rows, batch = tuning.out, x.shape[0]
     threads = 32 * rows.simdgroups
     groups = -(-out.rows // (rows.simdgroups * rows.rows))

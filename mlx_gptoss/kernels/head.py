@@ -15,13 +15,22 @@ from mlx_gptoss.kernels.layout import (
     tile_chunks,
 )
 from mlx_gptoss.kernels.source import load_kernel
-from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.kernels.tuning import Tuning, tuning_for
 from mlx_gptoss.weights import Linear
 
 NAME = "head"
 
 
-def head(x: mx.array, norm: mx.array, weight: Linear, params: mx.array, *, valid: int, backend: Backend) -> mx.array:
+def head(
+    x: mx.array,
+    norm: mx.array,
+    weight: Linear,
+    params: mx.array,
+    *,
+    valid: int,
+    backend: Backend,
+    tuning: Tuning | None = None,
+) -> mx.array:
     """Logits [S, N] float32 of the final norm of x; ids from `valid` on are -inf and their rows are not read.
 
     x: residual stream [S, K] float32, S = 1..8; norm: [K]; weight: [N, K]; params: `model_params`. Raises KernelError.
@@ -34,7 +43,7 @@ def head(x: mx.array, norm: mx.array, weight: Linear, params: mx.array, *, valid
     if backend.name == "stock":
         return head_twin(x, norm, weight, params, valid=valid)
     weights = linear_arguments(weight, NAME)
-    tuning = tuning_for(backend.family)
+    tuning = tuning or tuning_for(backend.family)
     rows, batch, columns = tuning.head, x.shape[0], x.shape[1]
     threads = 32 * rows.simdgroups
     groups = -(-weight.rows // (rows.simdgroups * rows.rows * rows.passes))

@@ -17,7 +17,7 @@ from mlx_gptoss.kernels.layout import (
     unpermute_activation,
 )
 from mlx_gptoss.kernels.source import load_kernel
-from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.kernels.tuning import Tuning, tuning_for
 from mlx_gptoss.weights import Experts
 
 GATE_UP = "moe_gate_up"
@@ -26,7 +26,14 @@ _ACTIVATIONS = (mx.float32, mx.float16)
 
 
 def moe_gate_up(
-    t: mx.array, logits: mx.array, gate_up: Experts, params: mx.array, *, top_k: int, backend: Backend
+    t: mx.array,
+    logits: mx.array,
+    gate_up: Experts,
+    params: mx.array,
+    *,
+    top_k: int,
+    backend: Backend,
+    tuning: Tuning | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The top_k experts of each sequence and their clamped SwiGLU: (h, picks, weights).
 
@@ -48,7 +55,7 @@ def moe_gate_up(
     if backend.name == "stock":
         return moe_gate_up_twin(t, logits, gate_up, params, top_k=top_k)
     weights = expert_arguments(gate_up, columns, GATE_UP)
-    rows = tuning_for(backend.family).gate_up
+    rows = (tuning or tuning_for(backend.family)).gate_up
     threads = 32 * rows.simdgroups
     groups = -(-inner // (rows.simdgroups * rows.rows // 2))
     table = (max(SMALLEST_INPUT, batch * top_k),)
@@ -95,7 +102,14 @@ def moe_gate_up_twin(
 
 
 def moe_down(
-    h: mx.array, picks: mx.array, weights: mx.array, down: Experts, x: mx.array, *, backend: Backend
+    h: mx.array,
+    picks: mx.array,
+    weights: mx.array,
+    down: Experts,
+    x: mx.array,
+    *,
+    backend: Backend,
+    tuning: Tuning | None = None,
 ) -> mx.array:
     """x plus the weighted sum of the chosen experts' down projections: float32 [S, N].
 
@@ -111,7 +125,7 @@ def moe_down(
     if backend.name == "stock":
         return moe_down_twin(h, picks, weights, down, x)
     arguments = expert_arguments(down, columns, DOWN)
-    rows = tuning_for(backend.family).down
+    rows = (tuning or tuning_for(backend.family)).down
     threads = 32 * rows.simdgroups
     groups = -(-down.rows // (rows.simdgroups // rows.share * rows.rows))
     return backend.launch(

@@ -15,7 +15,7 @@ from mlx_gptoss.kernels.layout import (
     tile_chunks,
 )
 from mlx_gptoss.kernels.source import load_kernel
-from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.kernels.tuning import Tuning, tuning_for
 from mlx_gptoss.weights import Linear
 
 NAME = "qkv_rope"
@@ -33,6 +33,7 @@ def qkv_rope(
     kv_heads: int,
     dtype: mx.Dtype,
     backend: Backend,
+    tuning: Tuning | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Queries [S, heads, 64] float32 and keys, values [S, kv_heads, 64] in `dtype`, rotated.
 
@@ -44,7 +45,7 @@ def qkv_rope(
     if backend.name == "stock" or qkv.bias is None:
         return qkv_rope_twin(x, norm, qkv, rope, params, heads=heads, kv_heads=kv_heads, dtype=dtype)
     weights = linear_arguments(qkv, NAME)
-    tuning = tuning_for(backend.family)
+    tuning = tuning or tuning_for(backend.family)
     rows, batch, columns = tuning.qkv, x.shape[0], x.shape[1]
     pairs = (heads + 2 * kv_heads) * HEAD_DIM // 2
     groups = -(-pairs // (rows.simdgroups * rows.rows // 2))

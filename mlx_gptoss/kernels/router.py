@@ -16,7 +16,7 @@ from mlx_gptoss.kernels.layout import (
     tile_chunks,
 )
 from mlx_gptoss.kernels.source import load_kernel
-from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.kernels.tuning import Tuning, tuning_for
 from mlx_gptoss.weights import Linear
 
 NAME = "router"
@@ -30,6 +30,7 @@ def router(
     *,
     dtype: mx.Dtype = mx.float32,
     backend: Backend,
+    tuning: Tuning | None = None,
 ) -> tuple[mx.array, mx.array]:
     """The normed activation, permuted [S, 8, K/32, 4] in `dtype` (float32 or float16), and logits [S, E] float32.
 
@@ -42,7 +43,7 @@ def router(
     if backend.name == "stock" or weight.bias is None or weight.quantized:
         return router_twin(x, norm, weight, params, dtype=dtype)
     arguments = linear_arguments(weight, NAME)
-    tuning = tuning_for(backend.family)
+    tuning = tuning or tuning_for(backend.family)
     rows, batch, columns = tuning.router, x.shape[0], x.shape[1]
     threads = 32 * rows.simdgroups
     groups = -(-weight.rows // (rows.simdgroups * rows.rows))

@@ -1,0 +1,431 @@
+"""Checks and times every decode kernel at the released shapes on this machine's GPU, beside MLX's stock operations.
+
+    python benchmarks/kernels_decode.py                     # check and time, 20b and 120b
+    python benchmarks/kernels_decode.py --tune              # time every candidate of the tuning constants
+    python benchmarks/kernels_decode.py --json results.json
+
+A time is the slope between two lengths of a chain of dependent launches, from the moment the host has handed over the
+chain until the GPU is done: the GPU's own time, launch gaps included. Weights rotate through more memory than any
+cache holds. GB/s counts the bytes that must be read and written; the ceiling is this machine's own copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "2000")
+os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000000")
+
+import mlx.core as mx
+import numpy as np
+
+from benchmarks.device_backend import device_backend
+from mlx_gptoss.errors import KernelError
+from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router, top_tokens
+from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.layout import model_params, unpermute_activation
+from mlx_gptoss.kernels.tuning import Attention, Rows, Tuning, tuning_for
+from mlx_gptoss.weights import Experts, Linear
+
+HIDDEN, INNER, HEADS, KV_HEADS, TOP_K, VOCAB, VALID = 2880, 2880, 64, 8, 4, 201_088, 200_014
+PARAMS = (1e-5, 7.0, 1.702)
+COPIES = 6
+REPEATS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One line of the report. `stock_us` is MLX's own operations on the same data; 0 where not measured."""
+
+    kernel: str
+    shape: str
+    us: float
+    megabytes: float
+    error: float
+    stock_us: float = 0.0
+    stock_error: float = 0.0
+
+    def line(self, ceiling: float) -> str:
+        rate = self.megabytes / self.us * 1e3 if self.us else 0.0
+        stock = f"  stock {self.stock_us:8.1f} us" if self.stock_us else ""
+        return (
+            f"{self.kernel:18} {self.shape:22} {self.us:8.2f} us {self.megabytes:8.2f} MB {rate:7.0f} GB/s"
+            f" {100 * rate / ceiling:5.1f}%  error {self.error:.1e}{stock}"
+        )
+
+
+def gpu_us(step: Callable[[int, mx.array], mx.array], start: mx.array, short: int = 40, long: int = 160) -> float:
+    """Microseconds of one `step(i, x) -> x` in a dependent chain."""
+
+    def run(count: int) -> float:
+        x = start
+        for i in range(count):
+            x = step(i, x)
+        mx.async_eval(x)  # type: ignore[no-untyped-call]  # MLX's stub has no types here
+        began = time.perf_counter()
+        mx.synchronize()
+        return time.perf_counter() - began
+
+    run(4), run(short), run(long)
+    slopes = [(run(long) - run(short)) / (long - short) for _ in range(REPEATS)]
+    return statistics.median(slopes) * 1e6
+
+
+def copy_ceiling() -> float:
+    """GB/s of a large copy, read and write both counted."""
+    x = mx.random.uniform(shape=(1 << 28,))
+    mx.eval(x)
+    us = gpu_us(lambda _i, y: y + 1.0, x, 4, 12)
+    return 2 * x.nbytes / us / 1e3
+
+
+def error_of(got: mx.array, want: mx.array) -> float:
+    """The largest error over the largest value; infinite where finiteness differs."""
+    a, b = np.array(got.astype(mx.float32)), np.array(want.astype(mx.float32))
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return float("inf")
+    finite = np.isfinite(b)
+    return float(np.abs(a[finite] - b[finite]).max() / max(1e-9, np.abs(b[finite]).max()))
+
+
+def random_linear(rows: int, columns: int, fmt: str) -> Linear:
+    weight = (mx.random.normal((rows, columns)) * columns**-0.5).astype(mx.bfloat16)
+    bias = mx.random.normal((rows,)).astype(mx.bfloat16)
+    if fmt == "bf16":
+        linear = Linear(weight, bias)
+    elif fmt == "mxfp8":
+        packed, scales, *_ = mx.quantize(weight, group_size=32, bits=8, mode="mxfp8")
+        linear = Linear(packed, bias, scales, None, "mxfp8", 32)
+    else:
+        packed, scales, biases = mx.quantize(weight, group_size=64, bits=int(fmt[1:]))
+        linear = Linear(packed, bias, scales, biases, fmt, 64)  # type: ignore[arg-type]  # q8, q6 or q4
+    mx.eval(linear.weight, linear.scales, linear.biases, linear.bias)
+    return linear
+
+
+def random_experts(count: int, rows: int, columns: int) -> Experts:
+    blocks = mx.random.randint(0, 2**31 - 1, (count, rows, columns // 8), dtype=mx.int32).view(mx.uint32)
+    scales = mx.random.randint(118, 123, (count, rows, columns // 32)).astype(mx.uint8)
+    bias = mx.random.normal((count, rows)).astype(mx.bfloat16)
+    mx.eval(blocks, scales, bias)
+    return Experts(bias, blocks=blocks, scales=scales)
+
+
+def linear_bytes(linear: Linear, rows: int | None = None) -> int:
+    """Bytes of a matrix's rows that a product must read."""
+    total = sum(a.nbytes for a in (linear.weight, linear.scales, linear.biases) if a is not None)
+    return total if rows is None else total * rows // linear.rows
+
+
+def stock_project(x: mx.array, linear: Linear) -> mx.array:
+    x = x.astype(mx.bfloat16)
+    if linear.scales is None:
+        return x @ linear.weight.T
+    mode = "mxfp8" if linear.biases is None else "affine"
+    return mx.quantized_matmul(
+        x, linear.weight, linear.scales, linear.biases, group_size=linear.group_size, bits=linear.bits, mode=mode
+    )
+
+
+@dataclass(slots=True)
+class Bench:
+    """Runs the cases on one back end."""
+
+    backend: Backend
+    tuning: Tuning
+    stock: bool = True
+
+    def qkv(self, fmt: str, batch: int = 1) -> Timed:
+        rows = (HEADS + 2 * KV_HEADS) * 64
+        weights = [random_linear(rows, HIDDEN, fmt) for _ in range(COPIES)]
+        norm = mx.random.normal((HIDDEN,)).astype(mx.bfloat16)
+        rope, params = mx.random.normal((batch, 64)), model_params(*PARAMS)
+        x = mx.random.normal((batch, HIDDEN))
+
+        def call(i: int, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+            return qkv.qkv_rope(
+                x, norm, weights[i % COPIES], rope, params,
+                heads=HEADS, kv_heads=KV_HEADS, dtype=mx.bfloat16, backend=self.backend, tuning=self.tuning,
+            )  # fmt: skip
+
+        got = call(0, x)
+        want = qkv.qkv_rope_twin(x, norm, weights[0], rope, params, heads=HEADS, kv_heads=KV_HEADS, dtype=mx.float32)
+        error = error_of(got[0], want[0])
+        us = gpu_us(lambda i, x: call(i, x)[0].reshape(-1)[: batch * HIDDEN].reshape(batch, HIDDEN), x)
+        stock = 0.0
+        if self.stock:
+            stock = gpu_us(
+                lambda i, x: stock_project(mx.fast.rms_norm(x, norm, 1e-5), weights[i % COPIES])[:, :HIDDEN], x
+            )
+        return Timed("qkv_rope", f"{fmt} S={batch}", us, linear_bytes(weights[0]) / 1e6, error, stock)
+
+    def out(self, fmt: str, batch: int = 1) -> Timed:
+        weights = [random_linear(HIDDEN, HEADS * 64, fmt) for _ in range(COPIES)]
+        a, x = mx.random.normal((batch, HEADS * 64)), mx.random.normal((batch, HIDDEN))
+
+        def call(i: int, x: mx.array) -> mx.array:
+            return attention_out.attention_out(a, weights[i % COPIES], x, backend=self.backend, tuning=self.tuning)
+
+        error = error_of(call(0, x), attention_out.attention_out_twin(a, weights[0], x))
+        us = gpu_us(call, x)
+        stock = gpu_us(lambda i, x: x + stock_project(a, weights[i % COPIES]), x) if self.stock else 0.0
+        return Timed("attention_out", f"{fmt} S={batch}", us, linear_bytes(weights[0]) / 1e6, error, stock)
+
+    def router(self, experts: int, batch: int = 1) -> Timed:
+        weights = [random_linear(experts, HIDDEN, "bf16") for _ in range(COPIES)]
+        norm, params = mx.random.normal((HIDDEN,)).astype(mx.bfloat16), model_params(*PARAMS)
+        x = mx.random.normal((batch, HIDDEN))
+
+        def call(i: int, x: mx.array) -> tuple[mx.array, mx.array]:
+            return router.router(x, norm, weights[i % COPIES], params, backend=self.backend, tuning=self.tuning)
+
+        got, want = call(0, x), router.router_twin(x, norm, weights[0], params)
+        error = max(error_of(g, w) for g, w in zip(got, want, strict=True))
+        us = gpu_us(lambda i, x: call(i, x)[0].reshape(batch, HIDDEN), x)
+        return Timed("router", f"E={experts} S={batch}", us, linear_bytes(weights[0]) / 1e6, error)
+
+    def experts(self, count: int, batch: int = 1) -> Iterator[Timed]:
+        gate_up, down = random_experts(count, 2 * INNER, HIDDEN), random_experts(count, HIDDEN, INNER)
+        params = model_params(*PARAMS)
+        table = [mx.random.normal((batch, count)) for _ in range(16)]
+        t, x = mx.random.normal((batch, 8, HIDDEN // 32, 4)), mx.random.normal((batch, HIDDEN))
+        mx.eval(table, t, x)
+
+        def first(i: int, t: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+            return moe.moe_gate_up(
+                t, table[i % 16], gate_up, params, top_k=TOP_K, backend=self.backend, tuning=self.tuning
+            )
+
+        got, want = first(0, t), moe.moe_gate_up_twin(t, table[0], gate_up, params, top_k=TOP_K)
+        error = error_of(got[0], want[0]) if mx.array_equal(got[1][: batch * TOP_K], want[1][: batch * TOP_K]) else 9.9
+        distinct = statistics.mean(
+            len(set(np.array(mx.argsort(-logits, axis=-1)[:, :TOP_K]).ravel().tolist())) for logits in table
+        )
+        each = 2 * INNER * HIDDEN * (0.5 + 1 / 32) * distinct / 1e6
+        us = gpu_us(lambda i, t: first(i, t)[0][:, 0], t)
+        yield Timed("moe_gate_up", f"E={count} S={batch}", us, each, error)
+
+        hs = [first(i, t) for i in range(16)]
+        mx.eval(hs)
+
+        def second(i: int, x: mx.array) -> mx.array:
+            return moe.moe_down(*hs[i % 16], down, x, backend=self.backend, tuning=self.tuning)
+
+        error = error_of(second(0, x), moe.moe_down_twin(*want, down, x))
+        us = gpu_us(second, x)
+        stock = 0.0
+        if self.stock and down.blocks is not None and down.scales is not None:
+            blocks, scales = down.blocks, down.scales
+            picks = [mx.argsort(-logits, axis=-1)[:, :TOP_K].astype(mx.uint32) for logits in table]
+            inner = unpermute_activation(want[0]).astype(mx.bfloat16)[:, :, None]
+            mx.eval(picks, inner)
+
+            def gathered(i: int, x: mx.array) -> mx.array:
+                y = mx.gather_qmm(
+                    inner, blocks, scales, None, rhs_indices=picks[i % 16],
+                    transpose=True, group_size=32, bits=4, mode="mxfp4",
+                )  # fmt: skip
+                return x + y.squeeze(2).sum(axis=1)
+
+            stock = gpu_us(gathered, x)
+        yield Timed("moe_down", f"E={count} S={batch}", us, each / 2, error, stock)
+
+    def head(self, fmt: str, batch: int = 1) -> Timed:
+        weight = random_linear(VOCAB, HIDDEN, fmt)
+        norm, params = mx.random.normal((HIDDEN,)).astype(mx.bfloat16), model_params(*PARAMS)
+        x = mx.random.normal((batch, HIDDEN))
+
+        def call(_i: int, x: mx.array) -> mx.array:
+            return head.head(x, norm, weight, params, valid=VALID, backend=self.backend, tuning=self.tuning)
+
+        error = error_of(call(0, x), head.head_twin(x, norm, weight, params, valid=VALID))
+        us = gpu_us(lambda i, x: call(i, x)[:, :HIDDEN], x, 4, 16)
+        stock = gpu_us(lambda _i, x: stock_project(mx.fast.rms_norm(x, norm, 1e-5), weight)[:, :HIDDEN], x, 4, 16)
+        return Timed("head", f"{fmt} S={batch}", us, linear_bytes(weight, VALID) / 1e6, error, stock)
+
+    def sliding(self) -> Timed:
+        ring = [mx.random.normal((2, KV_HEADS, 128, 64)).astype(mx.bfloat16) for _ in range(COPIES)]
+        rings = [(r[0], r[1]) for r in ring]
+        mx.eval(rings)
+        q, k, v = self._position()
+        sinks = mx.random.normal((HEADS,)).astype(mx.bfloat16)
+        lengths = attention.cache_lengths(offset=5000, n_main=0, n_tail=0, capacity=1, row=0)
+
+        def call(i: int, q: mx.array) -> mx.array:
+            return attention.attention_sliding(
+                q, k, v, *rings[i % COPIES], sinks, lengths, backend=self.backend, tuning=self.tuning
+            )[0]
+
+        want = attention.attention_sliding_twin(q, k, v, *rings[0], sinks, lengths)[0]
+        error = error_of(call(0, q), want)
+        us = gpu_us(lambda i, q: call(i, q)[None], q)
+        return Timed("attention_sliding", "W=128", us, 4 * rings[0][0].nbytes / 1e6, error)
+
+    def full(self, keys: int) -> Timed:
+        copies = max(1, min(COPIES, (1 << 30) // (keys * 2048)))
+        shape = (KV_HEADS, keys, 64)
+        mains = [
+            (mx.random.normal(shape).astype(mx.bfloat16), mx.random.normal(shape).astype(mx.bfloat16))
+            for _ in range(copies)
+        ]
+        tail_k, tail_v = (mx.random.normal((KV_HEADS, 64, 64)).astype(mx.bfloat16) for _ in range(2))
+        mx.eval(mains, tail_k, tail_v)
+        q, k, v = self._position()
+        sinks = mx.random.normal((HEADS,)).astype(mx.bfloat16)
+        n_tail = 31
+        lengths = attention.cache_lengths(offset=keys + n_tail, n_main=keys, n_tail=n_tail, capacity=keys, row=0)
+        parts = attention.parts_for(keys, self.tuning)
+        counts = attention.merge_counts([parts])
+
+        def call(i: int, q: mx.array) -> mx.array:
+            out = attention.attention_full(
+                q, k, v, mains[i % copies][0], mains[i % copies][1], tail_k, tail_v, sinks, lengths,
+                parts=parts, backend=self.backend, tuning=self.tuning,
+            )[0]  # fmt: skip
+            return attention.attention_merge([out], sinks, counts, backend=self.backend)
+
+        want = attention.attention_full_twin(q, k, v, mains[0][0], mains[0][1], tail_k, tail_v, sinks, lengths)[0]
+        error = error_of(call(0, q)[0], want)
+        us = gpu_us(call, q)
+        stock = 0.0
+        if self.stock:
+
+            def sdpa(i: int, q: mx.array) -> mx.array:
+                mk, mv = mains[i % copies]
+                return mx.fast.scaled_dot_product_attention(q, mk[None], mv[None], scale=0.125, sinks=sinks)
+
+            stock = gpu_us(sdpa, q.reshape(1, HEADS, 1, 64).astype(mx.bfloat16))
+        megabytes = (2 * mains[0][0].nbytes + 4 * tail_k.nbytes * n_tail // 64) / 1e6
+        return Timed("attention_full", f"{keys} keys, {parts} parts", us, megabytes, error, stock)
+
+    def top(self) -> Timed:
+        logits = mx.random.normal((1, VOCAB))
+        mx.eval(logits)
+        got, want = top_tokens.top_tokens(logits, 8, backend=self.backend), top_tokens.top_tokens_twin(logits, 8)
+        error = 0.0 if mx.array_equal(got[1], want[1]) else 9.9
+
+        def call(_i: int, x: mx.array) -> mx.array:
+            return x + top_tokens.top_tokens(x, 1, backend=self.backend)[0]
+
+        us = gpu_us(call, logits)
+        stock = gpu_us(lambda _i, x: x + mx.argmax(x, axis=-1, keepdims=True).astype(mx.float32), logits)
+        return Timed("top_tokens + add", "count 1", us, 3 * logits.nbytes / 1e6, error, stock)
+
+    @staticmethod
+    def _position() -> tuple[mx.array, mx.array, mx.array]:
+        q = mx.random.normal((1, HEADS, 64)) * 2
+        k, v = (mx.random.normal((1, KV_HEADS, 64)).astype(mx.bfloat16) for _ in range(2))
+        mx.eval(q, k, v)
+        return q, k, v
+
+
+def cases(bench: Bench) -> Iterator[Callable[[], Timed]]:
+    """Everything that is measured, both models."""
+    for fmt in ("bf16", "q8", "mxfp8", "q4"):
+        yield lambda fmt=fmt: bench.qkv(fmt)  # type: ignore[misc]  # bound now
+        yield lambda fmt=fmt: bench.out(fmt)  # type: ignore[misc]  # bound now
+    for experts in (32, 128):
+        yield lambda experts=experts: bench.router(experts)  # type: ignore[misc]  # bound now
+    yield bench.sliding
+    for keys in (128, 1024, 8192, 32768, 131072):
+        yield lambda keys=keys: bench.full(keys)  # type: ignore[misc]  # bound now
+    for fmt in ("bf16", "q8"):
+        yield lambda fmt=fmt: bench.head(fmt)  # type: ignore[misc]  # bound now
+    yield bench.top
+    for batch in (4, 8):
+        yield lambda batch=batch: bench.qkv("bf16", batch)  # type: ignore[misc]  # bound now
+        yield lambda batch=batch: bench.out("bf16", batch)  # type: ignore[misc]  # bound now
+
+
+def report(bench: Bench, ceiling: float) -> list[Timed]:
+    """Runs and prints every case; a kernel that fails is a line, not an end."""
+    lines: list[Timed] = []
+
+    def add(timed: Timed) -> None:
+        lines.append(timed)
+        print(timed.line(ceiling), flush=True)
+
+    for experts, batch in ((32, 1), (128, 1), (32, 4), (32, 8)):
+        try:
+            for timed in bench.experts(experts, batch):
+                add(timed)
+        except KernelError as error:
+            print(f"FAILED: {error}", flush=True)
+    for case in cases(bench):
+        try:
+            add(case())
+        except KernelError as error:
+            print(f"FAILED: {error}", flush=True)
+    return lines
+
+
+def tune(backend: Backend, budget_s: float) -> Tuning:
+    """Times candidates kernel by kernel and returns the winners. Stops early when `budget_s` is spent."""
+    best = tuning_for(backend.family)
+    until = time.monotonic() + budget_s
+
+    def search(name: str, candidates: list[Rows] | list[Attention], run: Callable[[Bench], float]) -> None:
+        nonlocal best
+        times: list[tuple[float, Rows | Attention]] = []
+        for candidate in [getattr(best, name), *candidates]:
+            if time.monotonic() > until:
+                break
+            change: dict[str, Any] = {name: candidate}
+            trial = dataclasses.replace(best, **change)
+            try:
+                times.append((run(Bench(backend, trial, stock=False)), candidate))
+                print(f"{name:10} {times[-1][0]:8.2f} us  {candidate}", flush=True)
+            except KernelError as error:
+                print(f"{name:10} failed: {candidate}: {error}", flush=True)
+        if times:
+            winner = min(times, key=lambda pair: pair[0])[1]
+            change = {name: winner}
+            best = dataclasses.replace(best, **change)
+
+    matrices = [Rows(r, s, u) for r in (2, 4) for s in (4, 8, 16) for u in (1, 2, 4)]
+    experts = [Rows(r, s, u) for r in (2, 4, 8) for s in (2, 4, 8) for u in (1, 3)]
+    downs = [Rows(r, s, u, share=4) for r in (1, 2, 4) for s in (4, 8) for u in (1, 3)]
+    search("gate_up", experts, lambda bench: next(iter(bench.experts(32))).us)
+    search("down", downs, lambda bench: list(bench.experts(32))[1].us)
+    search("qkv", matrices, lambda bench: bench.qkv("bf16").us)
+    search("out", matrices, lambda bench: bench.out("bf16").us)
+    search("router", [Rows(1, s, u) for s in (1, 4, 8) for u in (4, 6, 12)], lambda bench: bench.router(32).us)
+    full = [Attention(s, u, split_keys=k, max_parts=p)
+            for s, u in ((2, 4), (4, 2), (4, 4), (8, 2)) for k, p in ((64, 32), (64, 64), (128, 64))]  # fmt: skip
+    search("full", full, lambda bench: bench.full(8192).us + 0.2 * bench.full(131072).us)
+    search("sliding", [Attention(s, u) for s, u in ((4, 2), (4, 4), (8, 2), (16, 2))], lambda bench: bench.sliding().us)
+    return best
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune-seconds", type=float, default=90.0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    backend = device_backend()
+    mx.random.seed(0)
+    ceiling = copy_ceiling()
+    print(f"{mx.device_info().get('device_name')}: copy {ceiling:.0f} GB/s, back end {backend.name}", flush=True)
+    lines = report(Bench(backend, tuning_for(backend.family)), ceiling)
+    if options.json:
+        record = {"ceiling_gb_s": ceiling, "cases": [dataclasses.asdict(line) for line in lines]}
+        options.json.write_text(json.dumps(record))
+    if options.tune:
+        print(tune(backend, options.tune_seconds))
+    return 1 if any(line.error > 1e-2 for line in lines) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
