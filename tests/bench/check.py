@@ -17,7 +17,7 @@ from tests.bench.faults import Diagnostic
 from tests.bench.lint import Lint
 from tests.bench.rewrite import drop_metal_includes, execution_unit, raw_kernel, raw_unit
 from tests.bench.spec import KernelSpec, MetalText, Template, generate
-from tests.bench.toolchain import TEXT_NAME, cache_folder, key, parse_diagnostics, syntax_check
+from tests.bench.toolchain import TEXT_NAME, cache_folder, key, parse_diagnostics, rules_hash, syntax_check
 
 Variant = Literal["given", "device"]
 _LEVELS = ("error", "fatal error")
@@ -72,7 +72,7 @@ def check_kernel(
 
 def check_generated(text: MetalText) -> list[Diagnostic]:
     """Diagnostics of a generated text; lines count in `text.text`."""
-    memo = cache_folder() / f"{key('check', text.text)}.json"
+    memo = cache_folder() / f"{key('check', rules_hash(), text.text)}.json"
     if memo.exists():
         return [Diagnostic(**d) for d in json.loads(memo.read_text())]
     found = lint_text(text.text)

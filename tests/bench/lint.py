@@ -114,23 +114,13 @@ class Lint:
             self._add("static", node, f"{name} is a static variable: Metal has none outside constant")
 
     def _spaces(self, node: Node, spelled: str, what: str) -> None:
-        spelled = spelled.split("(*")[0]
-        # The last pointer's own space does not matter here: every pointee must say where it lives.
-        for match in _POINTER.finditer(spelled):
-            pointee = match["pointee"].strip()
-            if (
-                pointee.startswith("__")
-                and pointee.split()[0] in _SPACES
-                and not pointee.replace(pointee.split()[0], "").strip()
-            ):
-                continue
-            if not any(space in pointee for space in _SPACES):
-                self._add(
-                    "address-space",
-                    node,
-                    f"{what} has type {_plain(spelled)}: say device, constant, threadgroup or thread",
-                )
-                return
+        """Every pointee must say where it lives; where the pointer itself lives is its own declaration's matter."""
+        bare = re.sub(r"\((?:__\w+ )?([*&])\)", r"\1", re.sub(r"\[[^\]]*\]", "", spelled)).split("(")[0]
+        while "<" in bare and bare != (shorter := re.sub(r"<[^<>]*>", "", bare)):
+            bare = shorter
+        if any(not any(space in match["pointee"] for space in _SPACES) for match in _POINTER.finditer(bare)):
+            message = f"{what} has type {_plain(spelled)}: say device, constant, threadgroup or thread"
+            self._add("address-space", node, message)
 
     def _method(self, node: Node) -> None:
         children = list(_children(node))

@@ -76,6 +76,15 @@ def key(*parts: str) -> str:
     return hashlib.sha256("\0".join((_tool_hash(), *parts)).encode()).hexdigest()[:40]
 
 
+@functools.cache
+def rules_hash() -> str:
+    """Hash of the bench's own Python, for results that the lint had a part in."""
+    digest = hashlib.sha256()
+    for path in sorted(_HERE.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
     """One process at a time for this key."""

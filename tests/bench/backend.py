@@ -1,0 +1,118 @@
+"""A back end of `mlx_gptoss.kernels` that runs every kernel on the bench.
+
+    backend = BenchBackend()                                   # quick: for whole models
+    backend = BenchBackend(checked=True, schedule="random")    # every access looked at
+    backend = BenchBackend(strict=True)                        # type-check and lint each text first
+    ...
+    backend.records[-1].result.bytes_read["weight"]            # with count_bytes=True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_gptoss.kernels.backend import Size3, Template, check_launch
+from mlx_gptoss.kernels.source import KernelSource
+from tests.bench.check import check_kernel
+from tests.bench.dtypes import to_mlx
+from tests.bench.executor import RunResult, Schedule, run_kernel
+from tests.bench.faults import ShaderCompileError
+from tests.bench.memory import Side
+from tests.bench.spec import KernelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRecord:
+    """One launch: the kernel's name, its geometry, and what the bench saw."""
+
+    kernel: str
+    grid: Size3
+    threadgroup: Size3
+    result: RunResult
+
+
+class BenchBackend:
+    """Runs kernels on the CPU, eagerly.
+
+    `guard` is as in `run_kernel`; `allow_unwritten` suits kernels that leave documented parts of an output undefined.
+    With `keep_records` every launch is kept in `records` (its outputs too).
+    """
+
+    name = "bench"
+
+    def __init__(
+        self,
+        *,
+        family: str = "bench",
+        schedule: Schedule = "forward",
+        seed: int = 0,
+        guard: Side | str = "fast",
+        checked: bool = False,
+        count_bytes: bool = False,
+        strict: bool = False,
+        allow_unwritten: bool = True,
+        keep_records: bool = False,
+    ) -> None:
+        self.family = family
+        self.records: list[LaunchRecord] = []
+        self._schedule: Schedule = schedule
+        self._seed = seed
+        self._guard = guard
+        self._checked = checked
+        self._count_bytes = count_bytes
+        self._strict = strict
+        self._allow_unwritten = allow_unwritten
+        self._keep = keep_records or count_bytes
+        self._specs: dict[str, KernelSpec] = {}
+
+    def launch(
+        self,
+        kernel: KernelSource,
+        inputs: Sequence[mx.array],
+        template: Template,
+        grid: Size3,
+        threadgroup: Size3,
+        output_shapes: Sequence[tuple[int, ...]],
+        output_dtypes: Sequence[mx.Dtype],
+    ) -> list[mx.array]:
+        """Runs one kernel. Raises ShaderCompileError and ShaderFault."""
+        check_launch(kernel, inputs, template, grid, threadgroup, output_shapes, output_dtypes)
+        spec = self._spec(kernel)
+        if self._strict:
+            found = check_kernel(spec, inputs, template=template, output_dtypes=output_dtypes)
+            if found:
+                raise ShaderCompileError(kernel.name, found)
+        result = run_kernel(
+            spec,
+            inputs,
+            template=template,
+            grid=grid,
+            threadgroup=threadgroup,
+            output_shapes=output_shapes,
+            output_dtypes=output_dtypes,
+            schedule=self._schedule,
+            seed=self._seed,
+            count_bytes=self._count_bytes,
+            checked=self._checked,
+            guard="fast" if self._guard == "fast" else "start" if self._guard == "start" else "end",
+            allow_unwritten=self._allow_unwritten,
+        )
+        if self._keep:
+            self.records.append(LaunchRecord(kernel.name, grid, threadgroup, result))
+        return [to_mlx(array, kind) for array, kind in zip(result.outputs, result.output_types, strict=True)]
+
+    def _spec(self, kernel: KernelSource) -> KernelSpec:
+        """The arguments that the Metal back end gives to `mx.fast.metal_kernel`."""
+        if kernel.digest not in self._specs:
+            includes = "".join(f"#include <{name}>\n" for name in kernel.system_includes)
+            self._specs[kernel.digest] = KernelSpec(
+                kernel.name,
+                tuple(kernel.input_names),
+                tuple(kernel.output_names),
+                kernel.source,
+                includes + kernel.header,
+            )
+        return self._specs[kernel.digest]
