@@ -22,7 +22,8 @@ from mlx_gptoss.weights import Experts, LayerWeights, Linear, record_arrays
 class TransformerLayer:
     """A block ready to run: weights cast once to the dtypes they are used in.
 
-    `dtype` is that of dense products and of the cache, `packed_dtype` that of activations entering packed weights.
+    `dtype` is that of dense products and of the cache, `packed_dtype` that of activations entering packed
+    weights and experts.
     """
 
     def __init__(self, config: ModelConfig, weights: LayerWeights, dtype: mx.Dtype, packed_dtype: mx.Dtype) -> None:
@@ -42,9 +43,11 @@ class TransformerLayer:
         return prepare(linear, self.packed_dtype if linear.quantized else self.dtype)
 
     def _experts(self, experts: Experts) -> Experts:
-        if experts.weight is None:
-            return Experts(experts.bias.astype(self.packed_dtype), experts.blocks, experts.scales)
-        return Experts(experts.bias.astype(self.dtype), weight=experts.weight.astype(self.dtype))
+        # MLX multiplies gathered dense matrices on CPUs in float32 only; those stay as stored and are cast when used.
+        weight = experts.weight
+        if weight is not None and self.packed_dtype == self.dtype:
+            weight = weight.astype(self.dtype)
+        return Experts(experts.bias.astype(self.packed_dtype), experts.blocks, experts.scales, weight)
 
     def arrays(self) -> Iterator[mx.array]:
         """Every array of the layer."""
@@ -100,9 +103,8 @@ class TransformerLayer:
         x = x + project(flat.astype(self.packed_dtype) if self.out_proj.quantized else flat, self.out_proj)
         normed = mx.fast.rms_norm(x, self.mlp_norm, config.rms_norm_eps).reshape(-1, hidden)
         experts, weights = route(normed, self.router, config.experts_per_token)
-        dtype = self.packed_dtype if self.gate_up.weight is None else self.dtype
         mixed = mix(
-            normed.astype(dtype),
+            normed.astype(self.packed_dtype),
             experts,
             weights,
             self.gate_up,

@@ -45,10 +45,18 @@ def experts_matmul(x: mx.array, matrix: Experts, experts: mx.array, *, ordered: 
             sorted_indices=ordered,
         )
     elif matrix.weight is not None:
-        y = mx.gather_mm(x, matrix.weight.swapaxes(1, 2), rhs_indices=experts, sorted_indices=ordered)
+        y = _dense_matmul(x, matrix.weight, experts, ordered=ordered)
     else:
         raise InternalError("an expert matrix has neither MXFP4 blocks nor dense weights")
     return y + matrix.bias[experts][..., None, :]
+
+
+def _dense_matmul(x: mx.array, weight: mx.array, experts: mx.array, *, ordered: bool) -> mx.array:
+    """The same with dense matrices [E, N, K]; where their dtype is not x's (on CPUs), those needed are cast."""
+    if weight.dtype != x.dtype and experts.size < weight.shape[0]:
+        return x @ weight[experts].astype(x.dtype).swapaxes(-1, -2)
+    transposed = weight.astype(x.dtype).swapaxes(1, 2)
+    return mx.gather_mm(x, transposed, rhs_indices=experts, sorted_indices=ordered)
 
 
 def mix(

@@ -99,10 +99,10 @@ def hf_tensors(config: ModelConfig, seed: int = 0, *, dense_experts: bool = Fals
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         for name, rows in (("q", config.q_size), ("k", config.kv_size), ("v", config.kv_size)):
-            gain = 1.0 if name == "v" else 1.5
+            gain = 1.0
             tensors[f"{prefix}self_attn.{name}_proj.weight"] = normal(rows, hidden, std=gain * hidden**-0.5)
             tensors[f"{prefix}self_attn.{name}_proj.bias"] = normal(rows, std=0.3)
-        tensors[f"{prefix}self_attn.o_proj.weight"] = normal(hidden, config.q_size, std=config.q_size**-0.5)
+        tensors[f"{prefix}self_attn.o_proj.weight"] = normal(hidden, config.q_size, std=0.5 * config.q_size**-0.5)
         tensors[f"{prefix}self_attn.o_proj.bias"] = normal(hidden, std=0.1)
         tensors[f"{prefix}self_attn.sinks"] = normal(config.num_heads, std=1.0, mean=1.0)
         tensors[f"{prefix}input_layernorm.weight"] = normal(hidden, std=0.2, mean=1.0)
@@ -127,7 +127,7 @@ def _mxfp4(
     rng: np.random.Generator, experts: int, rows: int, columns: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     blocks = rng.integers(0, 256, (experts, rows, columns // GROUP, GROUP // 2), dtype=np.uint8)
-    middle = E8M0_BIAS + round(float(np.log2(columns**-0.5 / 2.93)))
+    middle = E8M0_BIAS + round(float(np.log2(0.5 * columns**-0.5 / 2.93)))
     scales = (middle + rng.integers(-1, 2, (experts, rows, columns // GROUP))).astype(np.uint8)
     return blocks, scales
 
