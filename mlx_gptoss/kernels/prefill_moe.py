@@ -8,7 +8,7 @@ from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.layout import check_array, expert_arguments
 from mlx_gptoss.kernels.prefill_routing import Routing
-from mlx_gptoss.kernels.prefill_tuning import Tile, prefill_tuning_for
+from mlx_gptoss.kernels.prefill_tuning import PrefillTuning, Tile, prefill_tuning_for
 from mlx_gptoss.kernels.source import load_kernel
 from mlx_gptoss.weights import MXFP4_BITS, MXFP4_GROUP, Experts
 
@@ -20,7 +20,13 @@ _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
 
 
 def prefill_moe_gate_up(
-    x: mx.array, gate_up: Experts, routing: Routing, params: mx.array, *, backend: Backend
+    x: mx.array,
+    gate_up: Experts,
+    routing: Routing,
+    params: mx.array,
+    *,
+    backend: Backend,
+    tuning: PrefillTuning | None = None,
 ) -> mx.array:
     """swiglu(x W^T + b) of every pair, by sorted slot: [R, I] in x's dtype.
 
@@ -36,7 +42,7 @@ def prefill_moe_gate_up(
         return prefill_moe_gate_up_twin(x, gate_up, routing, params)
     if gate_up.rows % 4:
         raise KernelError("I is even", got=str(gate_up.rows // 2), where=GATE_UP)
-    tile = prefill_tuning_for(backend.family).gate_up
+    tile = (tuning or prefill_tuning_for(backend.family)).gate_up
     return backend.launch(
         load_kernel(GATE_UP),
         [x, arguments.weight, arguments.scales, gate_up.bias, routing.order, routing.tiles, params],
@@ -66,7 +72,9 @@ def prefill_moe_gate_up_twin(x: mx.array, gate_up: Experts, routing: Routing, pa
     return (gate * mx.sigmoid(alpha * gate) * (linear + 1.0)).astype(x.dtype)
 
 
-def prefill_moe_down(h: mx.array, down: Experts, routing: Routing, *, backend: Backend) -> mx.array:
+def prefill_moe_down(
+    h: mx.array, down: Experts, routing: Routing, *, backend: Backend, tuning: PrefillTuning | None = None
+) -> mx.array:
     """h W^T + b of every pair, by sorted slot: [R, N] in h's dtype.
 
     h: [R, K], as `prefill_moe_gate_up` gives it; down: E matrices [N, K]. Raises KernelError.
@@ -77,7 +85,7 @@ def prefill_moe_down(h: mx.array, down: Experts, routing: Routing, *, backend: B
         return prefill_moe_down_twin(h, down, routing)
     if down.rows % 2:
         raise KernelError("N is even", got=str(down.rows), where=DOWN)
-    tile = prefill_tuning_for(backend.family).down
+    tile = (tuning or prefill_tuning_for(backend.family)).down
     return backend.launch(
         load_kernel(DOWN),
         [h, arguments.weight, arguments.scales, down.bias, routing.tiles],
@@ -102,7 +110,9 @@ def prefill_moe_down_twin(h: mx.array, down: Experts, routing: Routing) -> mx.ar
     return (y + down.bias[owners].astype(mx.float32)).astype(h.dtype)
 
 
-def prefill_moe_sum(y: mx.array, routing: Routing, residual: mx.array, *, backend: Backend) -> mx.array:
+def prefill_moe_sum(
+    y: mx.array, routing: Routing, residual: mx.array, *, backend: Backend, tuning: PrefillTuning | None = None
+) -> mx.array:
     """residual plus each token's weighted sum of its experts' rows: float32 [L, N].
 
     y: [R, N], by sorted slot; residual: [L, N] float32. Raises KernelError.
@@ -115,7 +125,7 @@ def prefill_moe_sum(y: mx.array, routing: Routing, residual: mx.array, *, backen
         raise KernelError("N is a multiple of 4", got=str(columns), where=SUM)
     if backend.name == "stock" or length * top_k < 8:
         return prefill_moe_sum_twin(y, routing, residual)
-    threads = prefill_tuning_for(backend.family).sum_threads
+    threads = (tuning or prefill_tuning_for(backend.family)).sum_threads
     groups = -(-columns // (4 * threads))
     return backend.launch(
         load_kernel(SUM),
@@ -140,8 +150,9 @@ def _grouped(x: mx.array, experts: Experts, owners: mx.array) -> mx.array:
     if experts.blocks is None or experts.scales is None:
         if experts.weight is None:
             raise KernelError("experts have blocks and scales, or a dense weight")
-        weight = mx.swapaxes(experts.weight.astype(x.dtype), -1, -2)
-        return mx.gather_mm(x[:, None], weight, rhs_indices=owners, sorted_indices=True).squeeze(1)
+        dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # all that gather_mm takes on a CPU
+        weight = mx.swapaxes(experts.weight.astype(dtype), -1, -2)
+        return mx.gather_mm(x.astype(dtype)[:, None], weight, rhs_indices=owners, sorted_indices=True).squeeze(1)
     return mx.gather_qmm(
         x[:, None],
         experts.blocks,

@@ -7,7 +7,7 @@ import mlx.core as mx
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.layout import HEAD_DIM, check_array
-from mlx_gptoss.kernels.prefill_tuning import prefill_tuning_for
+from mlx_gptoss.kernels.prefill_tuning import PrefillTuning, prefill_tuning_for
 from mlx_gptoss.kernels.source import load_kernel
 
 ROPE = "prefill_rope"
@@ -15,7 +15,14 @@ _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
 
 
 def prefill_rope(
-    qkv: mx.array, bias: mx.array, rope: mx.array, *, heads: int, kv_heads: int, backend: Backend
+    qkv: mx.array,
+    bias: mx.array,
+    rope: mx.array,
+    *,
+    heads: int,
+    kv_heads: int,
+    backend: Backend,
+    tuning: PrefillTuning | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """q [L, heads, 64], k and v [kv_heads, L, 64], from the fused projection without its bias.
 
@@ -31,7 +38,7 @@ def prefill_rope(
         raise KernelError("there are heads of both kinds", got=f"{heads} and {kv_heads}", where=ROPE)
     if backend.name == "stock":
         return prefill_rope_twin(qkv, bias, rope, heads=heads, kv_heads=kv_heads)
-    threads = prefill_tuning_for(backend.family).rope_threads
+    threads = (tuning or prefill_tuning_for(backend.family)).rope_threads
     q, k, v = backend.launch(
         load_kernel(ROPE),
         [qkv, bias, rope, mx.array([length, 0, 0, 0, 0, 0, 0, 0], dtype=mx.int32)],

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.layout import SMALLEST_INPUT, check_array
-from mlx_gptoss.kernels.prefill_tuning import prefill_tuning_for
+from mlx_gptoss.kernels.prefill_tuning import PrefillTuning, prefill_tuning_for
 from mlx_gptoss.kernels.source import load_kernel
 
 TOPK = "prefill_topk"
@@ -32,7 +32,9 @@ class Routing:
     tile_rows: int
 
 
-def prefill_topk(logits: mx.array, *, top_k: int, backend: Backend) -> tuple[mx.array, mx.array]:
+def prefill_topk(
+    logits: mx.array, *, top_k: int, backend: Backend, tuning: PrefillTuning | None = None
+) -> tuple[mx.array, mx.array]:
     """The top_k experts of each token, best first, ties to the lower expert: int32 [L, top_k], and the softmax over
     their logits: float32 [L, top_k].
 
@@ -44,7 +46,7 @@ def prefill_topk(logits: mx.array, *, top_k: int, backend: Backend) -> tuple[mx.
         raise KernelError("top_k is at most the number of experts and 32", got=str(top_k), where=TOPK)
     if backend.name == "stock" or logits.size < SMALLEST_INPUT:
         return prefill_topk_twin(logits, top_k=top_k)
-    simdgroups = prefill_tuning_for(backend.family).topk_simdgroups
+    simdgroups = (tuning or prefill_tuning_for(backend.family)).topk_simdgroups
     groups = -(-length // simdgroups)
     picks, weights = backend.launch(
         load_kernel(TOPK),
@@ -65,14 +67,16 @@ def prefill_topk_twin(logits: mx.array, *, top_k: int) -> tuple[mx.array, mx.arr
     return picks.astype(mx.int32), weights
 
 
-def prefill_sort(picks: mx.array, weights: mx.array, *, experts: int, backend: Backend) -> Routing:
+def prefill_sort(
+    picks: mx.array, weights: mx.array, *, experts: int, backend: Backend, tuning: PrefillTuning | None = None
+) -> Routing:
     """Sorts a prompt's pairs by expert, in token order within one, and cuts them into tiles. Nothing is evaluated.
 
     picks, weights: as `prefill_topk` gives them. Raises KernelError.
     """
     check_array("picks", picks, (None, None), (mx.int32,), SORT)
     check_array("weights", weights, picks.shape, (mx.float32,), SORT)
-    tuning = prefill_tuning_for(backend.family)
+    tuning = tuning or prefill_tuning_for(backend.family)
     rows = tuning.gate_up.rows
     if tuning.down.rows != rows:
         raise KernelError("both products have tiles of the same rows", got=str(tuning.down.rows), where=SORT)

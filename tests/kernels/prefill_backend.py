@@ -1,0 +1,15 @@
+"""The back end that the prefill tests run on: this machine's GPU where MLX has one, else the shader bench."""
+
+from __future__ import annotations
+
+from mlx_gptoss.kernels.backend import Backend, StockBackend
+from mlx_gptoss.kernels.backends import default_backend
+
+
+def device_or_bench() -> Backend:
+    found = default_backend()
+    if not isinstance(found, StockBackend):
+        return found
+    from tests.kernels.bench_backend import BenchBackend  # the GPU machine needs no host compiler
+
+    return BenchBackend()
