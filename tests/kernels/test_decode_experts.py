@@ -1,0 +1,193 @@
+"""The expert kernels of a decode step on the shader bench."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mlx_gptoss.errors import KernelError
+from mlx_gptoss.kernels.layout import permute_activation, picked_weight, unpermute_activation
+from mlx_gptoss.kernels.moe import moe_down, moe_down_twin, moe_gate_up, moe_gate_up_twin
+from mlx_gptoss.kernels.top_tokens import top_tokens, top_tokens_twin
+from mlx_gptoss.weights import Experts
+from tests.bench.executor import Schedule
+from tests.kernels.bench_backend import BenchBackend
+from tests.kernels.decode_data import PARAMS, close, experts, floats
+from tests.tiny import FP4_VALUES
+
+
+def wide(array: mx.array) -> NDArray[np.float64]:
+    return np.array(array.astype(mx.float32)).astype(np.float64)
+
+
+def table(picks: mx.array, batch: int, top_k: int) -> NDArray[np.int32]:
+    return np.array(picks)[: batch * top_k].reshape(batch, top_k)
+
+
+@pytest.mark.parametrize(
+    ("count", "top_k", "batch", "dense"),
+    [(5, 2, 1, False), (32, 4, 1, False), (33, 4, 3, False), (5, 2, 8, False), (128, 4, 1, False), (5, 3, 2, True)],
+)
+def test_experts_match_twin_and_oracle(count: int, top_k: int, batch: int, dense: bool) -> None:
+    rng = np.random.default_rng(count + batch)
+    hidden, inner = 160, 96
+    gate_up = experts(rng, count, 2 * inner, hidden, dense=dense)
+    down = experts(rng, count, hidden + 1, inner, dense=dense)
+    t, logits = floats(rng, batch, 8, hidden // 32, 4, std=2.0), floats(rng, batch, count)
+    x = floats(rng, batch, hidden + 1)
+    backend = BenchBackend()
+    h, picks, weights = moe_gate_up(t, logits, gate_up, PARAMS, top_k=top_k, backend=backend)
+    want_h, want_picks, want_weights = moe_gate_up_twin(t, logits, gate_up, PARAMS, top_k=top_k)
+    assert np.array_equal(table(picks, batch, top_k), table(want_picks, batch, top_k))
+    close(weights[: batch * top_k], want_weights[: batch * top_k])
+    close(h, want_h)
+    y = moe_down(h, picks, weights, down, x, backend=backend)
+    close(y, moe_down_twin(want_h, want_picks, want_weights, down, x))
+    assert backend.launches == ["moe_gate_up", "moe_down"]
+
+    plain = wide(unpermute_activation(t))
+    for s in range(batch):
+        order = sorted(range(count), key=lambda e: (-float(logits[s, e].item()), e))[:top_k]
+        powers = np.exp(wide(logits)[s, order])
+        result = wide(x)[s]
+        for expert, share in zip(order, powers / powers.sum(), strict=True):
+            chosen = mx.array([expert])
+            z = wide(picked_weight(gate_up, chosen))[0] @ plain[s] + wide(gate_up.bias)[expert]
+            gate, line = np.minimum(z[::2], 7.0), np.clip(z[1::2], -7.0, 7.0)
+            inner_value = gate / (1 + np.exp(-1.702 * gate)) * (line + 1)
+            result = result + share * (wide(picked_weight(down, chosen))[0] @ inner_value + wide(down.bias)[expert])
+        np.testing.assert_allclose(wide(y)[s], result, atol=3e-5 * np.abs(result).max())
+
+
+def test_every_mxfp4_code_and_scale_decodes_exactly() -> None:
+    """One expert whose rows pick out single codes: all 16 codes at every exponent from 1 to 240."""
+    codes = np.arange(32) % 16
+    exponents = np.arange(1, 241)
+    blocks = np.zeros((1, 240, 4), np.uint32)
+    for k in range(32):
+        blocks[0, :, k // 8] |= np.uint32(codes[k] << (4 * (k % 8)))
+    down = Experts(
+        mx.zeros((1, 240), mx.bfloat16), mx.array(blocks), mx.array(exponents[None, :, None].astype(np.uint8))
+    )
+    for k in range(16):
+        one = np.zeros((1, 1, 32), np.float32)
+        one[0, 0, k] = 1.0
+        y = moe_down(
+            permute_activation(mx.array(one)),
+            mx.zeros((8,), mx.int32),
+            mx.ones((8,)),
+            down,
+            mx.zeros((1, 240)),
+            backend=BenchBackend(),
+        )
+        want = FP4_VALUES[k].astype(np.float64) * 2.0 ** (exponents - 127.0)
+        np.testing.assert_array_equal(wide(y)[0], want.astype(np.float32).astype(np.float64))
+
+
+def test_clamp_is_one_sided_on_the_gate() -> None:
+    rng = np.random.default_rng(0)
+    gate_up = experts(rng, 1, 64, 32)
+    bias = np.zeros((1, 64), np.float32)
+    bias[0, 0:4] = [100.0, 100.0, -100.0, -100.0]
+    gate_up = Experts(mx.array(bias), gate_up.blocks, gate_up.scales)
+    t = permute_activation(mx.zeros((1, 32)))
+    logits = mx.zeros((1, 1))
+    h, _, _ = moe_gate_up(t, logits, gate_up, PARAMS, top_k=1, backend=BenchBackend())
+    plain = unpermute_activation(h)[0, 0].tolist()
+    assert plain[0] == pytest.approx(7.0 / (1 + np.exp(-1.702 * 7)) * 8.0, rel=1e-6)
+    assert plain[1] == pytest.approx(0.0, abs=1e-30)
+    assert plain[2:] == [0.0] * 30
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=12, max_size=12))
+def test_ties_go_to_the_lower_expert(values: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    logits = mx.array(values).reshape(2, 6)
+    gate_up = experts(rng, 6, 64, 32)
+    _, picks, weights = moe_gate_up(
+        permute_activation(floats(rng, 2, 32)), logits, gate_up, PARAMS, top_k=3, backend=BenchBackend()
+    )
+    for s in range(2):
+        row = values[6 * s : 6 * s + 6]
+        assert table(picks, 2, 3)[s].tolist() == sorted(range(6), key=lambda e: (-row[e], e))[:3]
+    assert np.array(weights)[:6].reshape(2, 3).sum(axis=1) == pytest.approx([1.0, 1.0])
+
+
+def test_shared_experts_are_read_once() -> None:
+    """Four sequences that choose the same two experts load those two experts' rows once."""
+    rng = np.random.default_rng(4)
+    gate_up, down = experts(rng, 6, 64, 96), experts(rng, 6, 96, 32)
+    logits = mx.array([[0.0, 5.0, 0.0, 4.0, 0.0, 0.0]] * 4)
+    t, x = floats(rng, 4, 8, 3, 4), floats(rng, 4, 96)
+    backend = BenchBackend(count_bytes=True)
+    h, picks, weights = moe_gate_up(t, logits, gate_up, PARAMS, top_k=2, backend=backend)
+    moe_down(h, picks, weights, down, x, backend=backend)
+    for result, matrix in zip(backend.results, (gate_up, down), strict=True):
+        assert matrix.blocks is not None
+        assert matrix.scales is not None
+        assert result.bytes_read["weight"] == matrix.blocks.nbytes // 3
+        assert result.bytes_read["scales"] == matrix.scales.nbytes // 3
+
+
+def test_bytes_are_the_minimum() -> None:
+    rng = np.random.default_rng(6)
+    gate_up, down = experts(rng, 8, 256, 320), experts(rng, 8, 320, 128)
+    t, logits, x = floats(rng, 1, 8, 10, 4), floats(rng, 1, 8), floats(rng, 1, 320)
+    backend = BenchBackend(count_bytes=True)
+    h, picks, weights = moe_gate_up(t, logits, gate_up, PARAMS, top_k=4, backend=backend)
+    moe_down(h, picks, weights, down, x, backend=backend)
+    for result, matrix, around in zip(
+        backend.results, (gate_up, down), (t.nbytes + h.nbytes, h.nbytes + 2 * x.nbytes), strict=True
+    ):
+        assert matrix.blocks is not None
+        assert matrix.scales is not None
+        least = (matrix.blocks.nbytes + matrix.scales.nbytes + matrix.bias.nbytes) // 2 + around
+        assert result.bytes_read["weight"] == matrix.blocks.nbytes // 2
+        assert sum(result.unique_read.values()) + sum(result.unique_written.values()) <= 1.05 * least
+
+
+@pytest.mark.parametrize("schedule", ["forward", "reverse", "random"])
+def test_schedules(schedule: Schedule) -> None:
+    rng = np.random.default_rng(8)
+    gate_up, down = experts(rng, 5, 64, 96), experts(rng, 5, 97, 32)
+    t, logits, x = floats(rng, 2, 8, 3, 4), floats(rng, 2, 5), floats(rng, 2, 97)
+    backend = BenchBackend(schedule=schedule)
+    got = moe_gate_up(t, logits, gate_up, PARAMS, top_k=2, backend=backend)
+    want = moe_gate_up_twin(t, logits, gate_up, PARAMS, top_k=2)
+    close(got[0], want[0])
+    close(moe_down(*got, down, x, backend=backend), moe_down_twin(*want, down, x))
+
+
+def test_mistakes_are_named() -> None:
+    rng = np.random.default_rng(0)
+    gate_up = experts(rng, 4, 64, 96)
+    t, logits = floats(rng, 1, 8, 3, 4), floats(rng, 1, 4)
+    with pytest.raises(KernelError, match="top_k"):
+        moe_gate_up(t, logits, gate_up, PARAMS, top_k=5, backend=BenchBackend())
+    with pytest.raises(KernelError, match="wrong shape"):
+        moe_gate_up(t, logits[:, :3], gate_up, PARAMS, top_k=2, backend=BenchBackend())
+    with pytest.raises(KernelError, match="blocks and scales"):
+        moe_gate_up(t, logits, Experts(gate_up.bias), PARAMS, top_k=2, backend=BenchBackend())
+
+
+@pytest.mark.parametrize(("size", "count", "batch"), [(300, 1, 1), (1000, 8, 2), (257, 20, 1), (8, 8, 1)])
+def test_top_tokens(size: int, count: int, batch: int) -> None:
+    rng = np.random.default_rng(size)
+    logits = floats(rng, batch, size)
+    got, want = top_tokens(logits, count, backend=BenchBackend()), top_tokens_twin(logits, count)
+    assert mx.array_equal(got[0], want[0])
+    assert mx.array_equal(got[1], want[1])
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 3.0]), min_size=300, max_size=300))
+def test_top_tokens_ties_and_ends(values: list[float]) -> None:
+    got, ids = top_tokens(mx.array(values)[None], 5, backend=BenchBackend())
+    order = [i for i in sorted(range(300), key=lambda i: (-values[i], i)) if values[i] > -np.inf][:5]
+    assert ids.tolist()[0] == order + [-1] * (5 - len(order))
+    assert got.tolist()[0] == [values[i] for i in order] + [-np.inf] * (5 - len(order))
