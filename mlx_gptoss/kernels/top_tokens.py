@@ -33,7 +33,7 @@ def top_tokens(logits: mx.array, count: int, *, backend: Backend) -> tuple[mx.ar
         flat, flat_ids = values.reshape(values.shape[0], -1), ids.reshape(values.shape[0], -1)
         if flat.size < SMALLEST_INPUT:
             room = [(0, 0), (0, SMALLEST_INPUT - flat.shape[1])]
-            flat, flat_ids = mx.pad(flat, room, -mx.inf), mx.pad(flat_ids, room, -1)
+            flat, flat_ids = mx.pad(flat, room, constant_values=-mx.inf), mx.pad(flat_ids, room, constant_values=-1)
         size = max(chunk, 4 * count) if flat.shape[1] > 8 * chunk else flat.shape[1]
         values, ids = _stage(flat, flat_ids, count, max(size, SMALLEST_INPUT), backend, first=False)
     return values[:, 0], ids[:, 0]
