@@ -252,7 +252,7 @@ def positive_integer(value: Any, key: str, where: str) -> int:
         raise ConfigError(f"`{key}` is missing", where=where)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value < 1:
         raise ConfigError(f"`{key}` is impossible", expected="a positive integer", got=repr(value), where=where)
-    if math.isinf(value) or value != int(value) or value > 2**31 - 1:
+    if value > 2**31 - 1 or value != int(value):
         raise ConfigError(f"`{key}` is impossible", expected="an integer below 2^31", got=repr(value), where=where)
     return int(value)
 
