@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from mlx_gptoss.errors import CancelledError, GptOssError, InvalidRequestError
+from mlx_gptoss.errors import CancelledError, GptOssError, InvalidRequestError, SchemaError
 from mlx_gptoss.events import Done, Event
 from mlx_gptoss.llm import GptOss
 from mlx_gptoss.messages import SystemMessage
@@ -66,6 +67,26 @@ class GenerationService:
             raise InvalidRequestError(
                 "too many tools", param="tools", expected=f"at most {settings.max_tools}", got=str(len(request.tools))
             )
+        for index, tool in enumerate(request.tools):
+            self._check_schema(tool.parameters, f"tools.{index}.parameters")
+        self._check_schema(request.response_format.schema, "response_format.schema")
+
+    def _check_schema(self, schema: Mapping[str, Any] | None, param: str) -> None:
+        if schema is None:
+            return
+        settings = self.settings
+        if _deeper_than(schema, settings.max_schema_depth):
+            raise SchemaError(
+                "the schema is nested too deeply", param=param, expected=f"at most {settings.max_schema_depth} levels"
+            )
+        size = len(json.dumps(schema))
+        if size > settings.max_schema_bytes:
+            raise SchemaError(
+                "the schema is too large",
+                param=param,
+                expected=f"at most {settings.max_schema_bytes} bytes",
+                got=str(size),
+            )
 
     @asynccontextmanager
     async def run(
@@ -99,6 +120,15 @@ class GenerationService:
                 if request.messages and event.finish_reason in ("stop", "tool_calls"):
                     self.turns.remember(request.messages, builder.build().message)
             yield event
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    """Whether containers are nested deeper than `depth`; looks no further than that."""
+    if depth < 0:
+        return True
+    if isinstance(value, Mapping):
+        return any(_deeper_than(item, depth - 1) for item in value.values())
+    return isinstance(value, list) and any(_deeper_than(item, depth - 1) for item in value)
 
 
 def _has_system(request: ChatRequest) -> bool:

@@ -64,13 +64,15 @@ class CreateBody(NamedBody):
     template: str | None = None
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.head("/", include_in_schema=False)
+@router.get("/")
 async def running() -> Response:
     """What Ollama's clients look for when they probe the port."""
     return PlainTextResponse("Ollama is running")
 
 
-@router.api_route("/api/version", methods=["GET", "HEAD"])
+@router.head("/api/version", include_in_schema=False)
+@router.get("/api/version")
 async def version() -> Response:
     """The level of Ollama's API."""
     return JSONResponse({"version": OLLAMA_API_VERSION})
@@ -88,7 +90,8 @@ def _tag(entry: CatalogEntry) -> dict[str, Any]:
     }
 
 
-@router.api_route("/api/tags", methods=["GET", "HEAD"])
+@router.head("/api/tags", include_in_schema=False)
+@router.get("/api/tags")
 async def tags(request: Request) -> Response:
     """The models on this machine."""
     entries = await asyncio.to_thread(catalog, service_of(request).models.registry)
