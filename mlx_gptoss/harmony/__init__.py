@@ -1,1 +1,1 @@
-"""harmony."""
+"""Harmony, the format gpt-oss speaks: vocabulary, rendering, history rules, parsing and constraints."""

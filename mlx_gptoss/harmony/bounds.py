@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,6 +17,14 @@ MAX_VALUES: Final = 20_000
 
 MAX_CHARACTERS: Final = 500_000
 """Characters in keys and strings together."""
+
+MAX_BITS: Final = 1_024
+"""Of an integer."""
+
+
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """A schema within the bounds as compact JSON."""
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"), default=dict)
 
 
 def check_schema_bounds(schema: Mapping[str, Any], *, param: str, where: str) -> None:
@@ -43,6 +52,8 @@ def check_schema_bounds(schema: Mapping[str, Any], *, param: str, where: str) ->
             pending += [(inner, depth + 1) for inner in value]
         elif isinstance(value, float) and not math.isfinite(value):
             raise SchemaError("the schema holds a number that JSON lacks", param=param, got=str(value), where=where)
+        elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise SchemaError("a number of the schema is too large", param=param, where=where)
         elif value is not None and not isinstance(value, bool | int | float):
             raise SchemaError("the schema is not JSON", param=param, got=type(value).__name__, where=where)
         if values > MAX_VALUES or characters > MAX_CHARACTERS:

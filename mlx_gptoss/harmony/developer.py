@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from mlx_gptoss.errors import SchemaError
+from mlx_gptoss.harmony.bounds import schema_text
 from mlx_gptoss.harmony.typescript import comment_lines, function_type
 from mlx_gptoss.messages import Tool
 from mlx_gptoss.request import ResponseFormat
@@ -30,18 +29,10 @@ def functions_section(tools: Sequence[Tool]) -> str:
 
 
 def response_format_section(response_format: ResponseFormat) -> str:
-    """Name, commented description and schema of the format that the final answer must have.
-
-    Raises SchemaError when the schema cannot be written as JSON.
-    """
+    """Name, commented description and schema (within `bounds`) of the format that the final answer must have."""
     if response_format.kind == "json_object" or response_format.schema is None:
         schema = '{"type":"object"}'
     else:
-        try:
-            schema = json.dumps(response_format.schema, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise SchemaError(
-                "the schema cannot be written as JSON", param="response_format", got=str(error)
-            ) from error
+        schema = schema_text(response_format.schema)
     comments = comment_lines(response_format.description, "")
     return "\n".join([f"## {response_format.name}\n", *comments, schema])

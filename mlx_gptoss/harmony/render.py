@@ -19,7 +19,7 @@ from mlx_gptoss.messages import DeveloperMessage, Message, SystemMessage, Tool
 from mlx_gptoss.request import ChatRequest
 
 MAX_TOOLS: Final = 1_024
-_TOOL_NAME: Final = re.compile(r"[^\s<>|\x00-\x1f\x7f(){};]{1,256}")
+_TOOL_NAME: Final = re.compile(r"""[^\s<>|\x00-\x1f\x7f(){};:,="'`]{1,256}""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def check_tools(tools: Sequence[Tool]) -> None:
             raise InvalidRequestError(
                 "a tool's name is not usable",
                 param="tools",
-                expected="1 to 256 characters without spaces or brackets",
+                expected="1 to 256 characters without spaces, quotes or brackets",
                 got=repr(tool.name[:80]),
             )
         if tool.name in seen:

@@ -17,7 +17,7 @@ RUN_LIMIT: Final = 256
 
 _LONG_STRETCH: Final = re.compile(rf"\s{{{RUN_LIMIT + 1},}}|\S{{{RUN_LIMIT + 1},}}")
 _KINDS: Final = {"L": "l", "M": "m", "N": "n"}
-# Marks count as letters and as punctuation in the vocabulary's word pattern, hence in both classes here.
+# Marks ("m") count as letters and as punctuation in the vocabulary's word pattern, hence in both classes here.
 _LONG_RUN: Final = re.compile(rf"[lm]{{{RUN_LIMIT + 1},}}|[pm]{{{RUN_LIMIT + 1},}}")
 
 
@@ -31,12 +31,18 @@ def split_long_runs(text: str) -> Iterator[str]:
         yield text[begin:]
 
 
+def _kind(char: str) -> str:
+    category = unicodedata.category(char)
+    # The tokeniser may know newer characters than this Python does: an unassigned one may be of any kind.
+    return "m" if category == "Cn" else _KINDS.get(category[0], "p")
+
+
 def _cuts(text: str) -> Iterator[int]:
     for stretch in _LONG_STRETCH.finditer(text):
         start, end = stretch.span()
         if text[start].isspace():
             yield from range(start + RUN_LIMIT, end, RUN_LIMIT)
             continue
-        kinds = "".join(_KINDS.get(unicodedata.category(char)[0], "p") for char in stretch.group())
+        kinds = "".join(_kind(char) for char in stretch.group())
         for run in _LONG_RUN.finditer(kinds):
             yield from range(start + run.start() + RUN_LIMIT, start + run.end(), RUN_LIMIT)

@@ -22,7 +22,6 @@ from mlx_gptoss.harmony.vocabulary_file import FILE_NAME, vocabulary_folder
 
 _FOLDER_VARIABLE: Final = "TIKTOKEN_ENCODINGS_BASE"
 _SURROGATES: Final = re.compile("[\ud800-\udfff]+")
-_CACHED_TOKENS: Final = 2_000_000
 _LOAD_LOCK: Final = threading.Lock()
 
 
@@ -35,13 +34,17 @@ class Vocabulary:
 
     size: Final = VOCABULARY_SIZE
 
-    def __init__(self, encoding: HarmonyEncoding, token_bytes: Sequence[bytes]) -> None:
-        """`token_bytes[i]` are the raw bytes of text token i; `encoding` must be built on the same ranks."""
+    def __init__(self, encoding: HarmonyEncoding, token_bytes: Sequence[bytes], cached_tokens: int = 2_000_000) -> None:
+        """`token_bytes[i]` are the raw bytes of text token i; `encoding` must be built on the same ranks.
+
+        `cached_tokens` bounds what `encode_cached` remembers.
+        """
         self.encoding: Final = encoding
         self._bytes = list(token_bytes)
         self._texts: list[str | None] = [None] * len(self._bytes)
         self._cache: OrderedDict[str, array[int]] = OrderedDict()
         self._cached_tokens = 0
+        self._cache_limit = cached_tokens
         self._cache_lock = threading.Lock()
 
     @classmethod
@@ -68,7 +71,7 @@ class Vocabulary:
         return ids
 
     def encode_cached(self, text: str) -> Sequence[int]:
-        """`encode`, remembering recent texts (at most 2 million tokens): a history is encoded once, not every turn."""
+        """`encode`, remembering recent texts: a history is encoded once, not every turn."""
         with self._cache_lock:
             ids = self._cache.get(text)
             if ids is not None:
@@ -76,10 +79,10 @@ class Vocabulary:
                 return ids
         ids = array("i", self.encode(text))
         with self._cache_lock:
-            if text not in self._cache and len(ids) <= _CACHED_TOKENS // 4:
+            if text not in self._cache and len(ids) <= self._cache_limit // 4:
                 self._cache[text] = ids
                 self._cached_tokens += len(ids) + 16
-                while self._cached_tokens > _CACHED_TOKENS:
+                while self._cached_tokens > self._cache_limit:
                     _, dropped = self._cache.popitem(last=False)
                     self._cached_tokens -= len(dropped) + 16
         return ids

@@ -94,7 +94,8 @@ def test_unsafe_tool_names_in_a_history_cannot_widen_the_header() -> None:
 
 def test_a_spliced_turn_is_token_for_token_what_was_generated() -> None:
     ids = marked(
-        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.f json<|message|>{ }"
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+        "<|channel|>commentary to=functions.f json<|message|>{ }"
     )
     turn = AssistantMessage(tool_calls=(ToolCall("1", "f", "{ }"),), token_ids=(*ids, CALL))
     tokens = after_system(USER, turn, ToolMessage("1", "f", "x"))

@@ -202,14 +202,10 @@ def test_state_for_constraints() -> None:
     assert parser.in_reasoning
     assert parser.reasoning_tokens == 2
     parser.feed(END)
-    assert (parser.state, parser.kind) == (State.BETWEEN, None)
     parser.feed_all(marked("<|start|>assistant<|channel|>commentary to=functions.f<|message|>{"))
-    assert parser.in_arguments
-    assert parser.tool_name == "f"
-    assert parser.tool_calls == 1
+    assert (parser.in_arguments, parser.tool_name, parser.tool_calls) == (True, "f", 1)
     parser.feed_all(marked("}<|call|><|start|>assistant<|channel|>final<|message|>x"))
-    assert parser.in_final
-    assert parser.tool_name is None
+    assert (parser.in_final, parser.tool_name) == (True, None)
     assert [message.kind for message in parser.messages] == ["reasoning", "call"]
 
 
