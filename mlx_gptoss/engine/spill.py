@@ -135,7 +135,7 @@ class SpillStore:
             try:
                 save_file(arrays, partial)
                 partial.replace(entry.path)
-            except OSError:
+            except (OSError, SafetensorError):
                 with contextlib.suppress(OSError):
                     partial.unlink(missing_ok=True)
                 entry.failed = True

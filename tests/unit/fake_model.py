@@ -158,11 +158,12 @@ class FakeModel:
 
 
 class ScriptedCache(FakeCache):
-    """Remembers the tokens themselves."""
+    """Remembers the tokens themselves, and where the prompt ended."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokens: list[int] = []
+        self.prompt_end = 0
 
     @property
     def offset(self) -> int:
@@ -189,23 +190,28 @@ class ScriptedCache(FakeCache):
 
 
 class ScriptedModel:
-    """Says what `script(tokens so far)` says, with near certainty; tokens it does not want get equal low logits."""
+    """Says what `script(prompt, answer so far)` says, with near certainty; every other token is equally unlikely."""
 
-    def __init__(self, script: Callable[[list[int]], int], vocab_size: int = 201_088, context: int = 131_072) -> None:
+    def __init__(
+        self, script: Callable[[list[int], list[int]], int], vocab_size: int = 201_088, context: int = 131_072
+    ) -> None:
         self.config = tiny_config(vocab_size=vocab_size, max_position_embeddings=context)
         self._script = script
         self.prefilled: list[int] = []
+        self.decoded = 0
 
     def make_cache(self, batch: int = 1) -> ScriptedCache:
         return ScriptedCache()
 
     def prefill(self, token_ids: mx.array, cache: ScriptedCache, need_logits: bool = True) -> mx.array | None:
-        tokens: list[int] = token_ids[0].tolist()  # type: ignore[assignment]
+        tokens: list[int] = np.array(token_ids)[0].tolist()
         self.prefilled.append(len(tokens))
         cache.tokens += tokens
+        cache.prompt_end = len(cache.tokens)
         return self._logits([cache]) if need_logits else None
 
     def decode(self, token_ids: mx.array, caches: Sequence[ScriptedCache]) -> mx.array:
+        self.decoded += 1
         for token, cache in zip(np.array(token_ids), caches, strict=True):
             cache.tokens.append(int(token))
         return self._logits(caches)
@@ -213,5 +219,5 @@ class ScriptedModel:
     def _logits(self, caches: Sequence[ScriptedCache]) -> mx.array:
         logits = np.full((len(caches), self.config.vocab_size), -20.0, dtype=np.float32)
         for row, cache in enumerate(caches):
-            logits[row, self._script(cache.tokens)] = 20.0
+            logits[row, self._script(cache.tokens[: cache.prompt_end], cache.tokens[cache.prompt_end :])] = 20.0
         return mx.array(logits)
