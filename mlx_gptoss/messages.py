@@ -50,6 +50,13 @@ class AssistantMessage:
     tool_calls: tuple[ToolCall, ...] = ()
     token_ids: tuple[int, ...] | None = None
 
+    @classmethod
+    def said(cls, text: str, *, reasoning: str = "", tool_calls: tuple[ToolCall, ...] = ()) -> AssistantMessage:
+        """A turn as APIs send it, with one text: beside calls that was said before them, so it is the preamble."""
+        if tool_calls:
+            return cls(preamble=text, reasoning=reasoning, tool_calls=tool_calls)
+        return cls(text=text, reasoning=reasoning)
+
 
 @dataclass(frozen=True, slots=True)
 class ToolMessage:

@@ -17,16 +17,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry}
-        self.requests = Counter("mlx_gptoss_requests", "HTTP requests", ["method", "route", "status"], **made)
-        self.generations = Counter("mlx_gptoss_generations", "Generations by finish reason", ["finish_reason"], **made)
-        self.prompt_tokens = Counter("mlx_gptoss_prompt_tokens", "Prompt tokens", **made)
-        self.cached_tokens = Counter("mlx_gptoss_cached_tokens", "Prompt tokens taken from the prefix cache", **made)
-        self.completion_tokens = Counter("mlx_gptoss_completion_tokens", "Generated tokens", **made)
-        self.running = Gauge("mlx_gptoss_running", "Generations that were admitted and have not ended", **made)
-        self.queued = Gauge("mlx_gptoss_queue_length", "Requests that wait for a place in the batch", **made)
-        self.batch = Gauge("mlx_gptoss_batch_size", "Sequences decoded together now", **made)
-        self.cache_bytes = Gauge("mlx_gptoss_prefix_cache_bytes", "Bytes held by the prefix cache", **made)
+        made = self.registry
+        self.requests = Counter("mlx_gptoss_requests", "HTTP requests", ["method", "route", "status"], registry=made)
+        self.generations = Counter(
+            "mlx_gptoss_generations", "Generations by finish reason", ["finish_reason"], registry=made
+        )
+        self.prompt_tokens = Counter("mlx_gptoss_prompt_tokens", "Prompt tokens", registry=made)
+        self.cached_tokens = Counter(
+            "mlx_gptoss_cached_tokens", "Prompt tokens taken from the prefix cache", registry=made
+        )
+        self.completion_tokens = Counter("mlx_gptoss_completion_tokens", "Generated tokens", registry=made)
+        self.running = Gauge("mlx_gptoss_running", "Generations that were admitted and have not ended", registry=made)
+        self.queued = Gauge("mlx_gptoss_queue_length", "Requests that wait for a place in the batch", registry=made)
+        self.batch = Gauge("mlx_gptoss_batch_size", "Sequences decoded together now", registry=made)
+        self.cache_bytes = Gauge("mlx_gptoss_prefix_cache_bytes", "Bytes held by the prefix cache", registry=made)
         self.first_token = Histogram(
             "mlx_gptoss_first_token_seconds", "Time to first token", buckets=_SECONDS, registry=self.registry
         )

@@ -51,7 +51,8 @@ class TurnStore:
         state = hashlib.blake2b(digest_size=16)
         for earlier in (*history, message):
             state.update(_visible(earlier))
-        for key in (state.digest(), *(call.id for call in message.tool_calls)):
+        keys: list[bytes | str] = [state.digest(), *(call.id for call in message.tool_calls)]
+        for key in keys:
             self._turns[key] = message
             self._turns.move_to_end(key)
         while len(self._turns) > self._capacity:

@@ -158,9 +158,7 @@ def _assistant(blocks: Sequence[Mapping[str, Any]], param: str) -> AssistantMess
             calls.append(ToolCall(str(block.get("id", "")), block["name"], arguments))
         elif kind not in ("redacted_thinking", "server_tool_use", "web_search_tool_result"):
             raise InvalidRequestError("not a block of an assistant turn", param=f"{param}.{index}.type", got=repr(kind))
-    said = "".join(text)
-    where = {"preamble": said} if calls else {"text": said}
-    return AssistantMessage(reasoning="".join(reasoning), tool_calls=tuple(calls), **where)
+    return AssistantMessage.said("".join(text), reasoning="".join(reasoning), tool_calls=tuple(calls))
 
 
 def _format_of(body: MessagesBody) -> ResponseFormat:
@@ -300,5 +298,8 @@ class EventWriter:
             return self._close()
         events = [] if self.index >= 0 else self._begin("text", {"type": "text", "text": ""})
         delta = {"stop_reason": stop_reason_of(event), "stop_sequence": None}
-        closing = [{"type": "message_delta", "delta": delta, "usage": usage_of(event.usage)}, {"type": "message_stop"}]
+        closing: list[dict[str, Any]] = [
+            {"type": "message_delta", "delta": delta, "usage": usage_of(event.usage)},
+            {"type": "message_stop"},
+        ]
         return [*events, *self._close(), *closing]

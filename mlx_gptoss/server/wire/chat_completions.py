@@ -149,9 +149,7 @@ def messages_of(bodies: Sequence[ChatMessageBody]) -> tuple[Message, ...]:
             calls = _calls_of(body, index)
             names.update({call.id: call.name for call in calls})
             reasoning = body.reasoning or body.reasoning_content or body.thinking or ""
-            # Text beside calls was said before them: that is what Harmony calls a preamble.
-            said = {"preamble": text} if calls else {"text": text}
-            messages.append(AssistantMessage(reasoning=reasoning, tool_calls=calls, **said))
+            messages.append(AssistantMessage.said(text, reasoning=reasoning, tool_calls=calls))
         else:
             call_id = body.tool_call_id or (f"function_{body.name}" if body.name else "")
             messages.append(ToolMessage(call_id, names.get(call_id) or body.name or "", text))

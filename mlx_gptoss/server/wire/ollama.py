@@ -240,8 +240,7 @@ def messages_of(bodies: Sequence[OllamaMessage]) -> tuple[Message, ...]:
         elif body.role == "assistant":
             calls = tuple(_call_of(call, index, k) for k, call in enumerate(body.tool_calls or ()))
             waiting.extend(calls)
-            said = {"preamble": text} if calls else {"text": text}
-            messages.append(AssistantMessage(reasoning=body.thinking or "", tool_calls=calls, **said))
+            messages.append(AssistantMessage.said(text, reasoning=body.thinking or "", tool_calls=calls))
         else:
             call = _answered(body, waiting)
             name = body.tool_name or (call.name if call is not None else "")

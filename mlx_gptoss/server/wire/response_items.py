@@ -85,8 +85,7 @@ class _Turns:
         if not (self._reasoning or self._text or self._calls):
             return
         text, reasoning = "".join(self._text), "\n".join(self._reasoning)
-        where = {"preamble": text} if self._calls else {"text": text}
-        self.messages.append(AssistantMessage(reasoning=reasoning, tool_calls=tuple(self._calls), **where))
+        self.messages.append(AssistantMessage.said(text, reasoning=reasoning, tool_calls=tuple(self._calls)))
         self._reasoning, self._text, self._calls = [], [], []
 
 
