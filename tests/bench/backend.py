@@ -1,10 +1,10 @@
 """A back end of `mlx_gptoss.kernels` that runs every kernel on the bench.
 
-    backend = BenchBackend()                                   # quick: for whole models
-    backend = BenchBackend(checked=True, schedule="random")    # every access looked at
-    backend = BenchBackend(strict=True)                        # type-check and lint each text first
-    ...
-    backend.records[-1].result.bytes_read["weight"]            # with count_bytes=True
+backend = BenchBackend()                                   # quick: for whole models
+backend = BenchBackend(checked=True, schedule="random")    # every access looked at
+backend = BenchBackend(strict=True)                        # type-check and lint each text first
+...
+backend.records[-1].result.bytes_read["weight"]            # with count_bytes=True
 """
 
 from __future__ import annotations

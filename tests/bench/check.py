@@ -7,8 +7,9 @@ threadgroup variables as written, and the lints on top. Nothing is executed.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from tests.bench.attributes import lint_text
@@ -43,10 +44,13 @@ _HINTS = (
 
 def check_text(text: str) -> list[Diagnostic]:
     """Diagnostics of a whole `.metal` text: functions, kernels with their attributes, no `#include "..."` left."""
-    found = lint_text(text)
+    return _remembered(text, lambda: _check_text(text))
+
+
+def _check_text(text: str) -> list[Diagnostic]:
     dropped = drop_metal_includes(text)
     unit = f'#include "msl.h"\nnamespace msl_user {{\n#line 1 "{TEXT_NAME}"\n{raw_kernel(dropped)}\n}}\n'
-    return _merge(found, _clang(unit, text, 4, tree=True))
+    return _merge(lint_text(text), _clang(unit, text, 4, tree=True))
 
 
 def check_kernel(
@@ -72,14 +76,22 @@ def check_kernel(
 
 def check_generated(text: MetalText) -> list[Diagnostic]:
     """Diagnostics of a generated text; lines count in `text.text`."""
-    memo = cache_folder() / f"{key('check', rules_hash(), text.text)}.json"
+    return _remembered("generated\n" + text.text, lambda: _check_generated(text))
+
+
+def _check_generated(text: MetalText) -> list[Diagnostic]:
+    found = _merge(lint_text(text.text), _clang(execution_unit(text), text.text, 0, tree=False))
+    unit, first_line = raw_unit(text)
+    return _merge(found, _clang(unit, text.text, first_line, tree=True))
+
+
+def _remembered(what: str, check: Callable[[], list[Diagnostic]]) -> list[Diagnostic]:
+    """The result of a check, kept on disk by everything that went into it."""
+    memo = cache_folder() / f"{key('check', rules_hash(), what)}.json"
     if memo.exists():
         return [Diagnostic(**d) for d in json.loads(memo.read_text())]
-    found = lint_text(text.text)
-    found = _merge(found, _clang(execution_unit(text), text.text, 0, tree=False))
-    unit, first_line = raw_unit(text)
-    found = _merge(found, _clang(unit, text.text, first_line, tree=True))
-    partial = memo.with_suffix(f".{id(found)}.part")
+    found = check()
+    partial = memo.with_suffix(f".{os.getpid()}.part")
     partial.write_text(json.dumps([_fields(d) for d in found]))
     partial.replace(memo)
     return found

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from tests.bench.dtypes import Array, ElementType, element_type, to_floats, to_numpy
 from tests.bench.faults import ShaderCompileError, ShaderFault
+from tests.bench.lines import line_of
 from tests.bench.memory import GuardedBuffer, Side, allocate, element_bits, fill
 from tests.bench.native import FAULT_KINDS, Buffer, Launch, Runtime, runtime
 from tests.bench.rewrite import execution_unit
 from tests.bench.spec import KernelSpec, MetalText, Template, generate
-from tests.bench.toolchain import build_kernel, key, parse_diagnostics
+from tests.bench.toolchain import TEXT_NAME, build_kernel, key, parse_diagnostics
 
 Schedule: TypeAlias = Literal["forward", "reverse", "random"]
 Size3: TypeAlias = tuple[int, int, int]
@@ -241,7 +242,7 @@ def _launch(
     launch.buffer_count = len(bound)
     machine.launch(launch, timeout_s)
     if launch.status:
-        raise _fault(text, launch, bound)
+        raise _fault(path, text, launch, bound)
     for b in bound:
         if b.guarded is not None:
             offset = b.guarded.overrun()
@@ -260,7 +261,7 @@ def _metadata(role: str, array: Array, kind: ElementType) -> Array:
     return np.array([array.ndim], np.int32)
 
 
-def _fault(text: MetalText, launch: Launch, bound: Sequence[_Bound]) -> ShaderFault:
+def _fault(path: Path, text: MetalText, launch: Launch, bound: Sequence[_Bound]) -> ShaderFault:
     kind = FAULT_KINDS[launch.status]
     message = bytes(launch.message).decode(errors="replace")
     buffer, offset = None, None
@@ -277,6 +278,8 @@ def _fault(text: MetalText, launch: Launch, bound: Sequence[_Bound]) -> ShaderFa
     }.get(kind, kind)
     lines = text.text.split("\n")
     line = launch.fault_line or None
+    if line is None and launch.fault_code:
+        line = line_of(path, launch.fault_code, TEXT_NAME)
     group = launch.fault_threadgroup
     return ShaderFault(
         text.function,

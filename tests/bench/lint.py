@@ -45,6 +45,7 @@ class Lint:
         self._methods: dict[str, str] = {}
         self._calls: dict[str, set[str]] = {}
         self._functions: dict[str, Node] = {}
+        self._first_declared: dict[str, str] = {}
 
     def run(self, tree: Node) -> list[Diagnostic]:
         """All violations, in order of place."""
@@ -58,13 +59,15 @@ class Lint:
         if kind == "CXXMethodDecl":
             self._methods[node["id"]] = _type(node)
         if kind in ("FunctionDecl", "CXXMethodDecl"):
-            function = node["id"]
-            self._functions[node["id"]] = node
-            self._calls.setdefault(node["id"], set())
+            previous = node.get("previousDecl")
+            function = self._first_declared.get(previous, previous) if previous else node["id"]
+            self._first_declared[node["id"]] = function
+            self._functions[function] = node
+            self._calls.setdefault(function, set())
         if kind == "DeclRefExpr" and function is not None:
             target = node.get("referencedDecl", {})
             if target.get("kind") == "FunctionDecl":
-                self._calls[function].add(target["id"])
+                self._calls[function].add(self._first_declared.get(target["id"], target["id"]))
         if kind == "MemberExpr" and function is not None and "referencedMemberDecl" in node:
             self._calls[function].add(node["referencedMemberDecl"])
         for child in _children(node):

@@ -62,6 +62,7 @@ class Launch(ctypes.Structure):
         ("synchronisations", ctypes.c_uint64),
         ("threadgroup_bytes", ctypes.c_uint64),
         ("fault_address", ctypes.c_uint64),
+        ("fault_code", ctypes.c_uint64),
         ("fault_line", ctypes.c_uint32),
         ("fault_threadgroup", ctypes.c_uint32 * 3),
         ("fault_lane", ctypes.c_uint32),

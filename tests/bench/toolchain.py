@@ -24,7 +24,7 @@ _RUNTIME = _HERE / "runtime"
 _LANGUAGE = (
     "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-cl_khr_fp64,-__opencl_c_fp64,+cl_khr_fp16 "
     "-ffp-contract=off -fPIC -O1 -Xclang -ffloat16-excess-precision=none -Xclang -fbfloat16-excess-precision=none "
-    "-Wno-unknown-attributes -Wno-duplicate-decl-specifier -Wno-unused-value"
+    "-gline-tables-only -gdwarf-4 -Wno-unknown-attributes -Wno-duplicate-decl-specifier -Wno-unused-value"
 ).split()
 _CHECKED = (
     "-DMSL_CHECKED -fsanitize=kernel-address -mllvm -asan-instrumentation-with-call-threshold=0 -mllvm -asan-stack=0 "
@@ -47,7 +47,8 @@ def zig() -> Path:
 
 def machine_flags() -> list[str]:
     """Flags for this processor: x86-64-v3 brings the half conversions and fma; arm64 has both."""
-    return ["-march=x86-64-v3"] if platform.machine() in ("x86_64", "AMD64") else []
+    probes = ["-fstack-clash-protection"] if sys.platform == "linux" else []
+    return ["-march=x86-64-v3", *probes] if platform.machine() in ("x86_64", "AMD64") else probes
 
 
 @functools.cache
@@ -107,6 +108,8 @@ def parse_diagnostics(stderr: str, text: str, levels: Sequence[str]) -> list[Dia
     lines = text.split("\n")
     found: list[Diagnostic] = []
     pending: Diagnostic | None = None
+    # Clang names the way to a header once, and not again for the next error there.
+    last = (0, 0)
     for raw in stderr.splitlines():
         match = _DIAGNOSTIC.match(raw)
         if match is None:
@@ -115,11 +118,12 @@ def parse_diagnostics(stderr: str, text: str, levels: Sequence[str]) -> list[Dia
         line, column, message = int(match["line"]), int(match["column"]), match["text"]
         if match["level"] == "note":
             if pending is not None and ours:
+                last = (line, column)
                 found.append(Diagnostic("compiler", line, column, pending.message, _line(lines, line)))
                 pending = None
             continue
         if pending is not None:
-            found.append(pending)
+            found.append(Diagnostic("compiler", *last, pending.message, _line(lines, last[0])))
             pending = None
         if match["level"] not in levels:
             continue
@@ -128,7 +132,7 @@ def parse_diagnostics(stderr: str, text: str, levels: Sequence[str]) -> list[Dia
         else:
             pending = Diagnostic("compiler", 0, 0, f"{message} ({Path(match['file']).name}:{line})")
     if pending is not None:
-        found.append(pending)
+        found.append(Diagnostic("compiler", *last, pending.message, _line(lines, last[0])))
     return found
 
 

@@ -135,9 +135,10 @@ static void in_buffer(uintptr_t at, uint64_t size, bool write) {
   }
 }
 
-static void touch(uintptr_t at, uint64_t size, bool write) {
+static void touch(uintptr_t at, uint64_t size, bool write, void* code) {
   if (!g.lane || !g.launch || !size) return;
   if (at >= (uintptr_t)g.lane->stack_low && at < (uintptr_t)g.lane->stack_top) return;
+  g.launch->fault_code = (uint64_t)code - 1;  // inside the call, so that its line is found
   if ((size == 2 || size == 4 || size == 8 || size == 16) && at % (size < 8 ? size : 8) != 0) {
     say("misaligned %s of %llu bytes", write ? "write" : "read", (unsigned long long)size);
     refuse(kMisaligned, at, size, write);
@@ -153,8 +154,8 @@ using bench::touch;
 extern "C" {
 
 #define BENCH_SIZED(N)                                                    \
-  void __asan_load##N##_noabort(uintptr_t at) { touch(at, N, false); }    \
-  void __asan_store##N##_noabort(uintptr_t at) { touch(at, N, true); }
+  void __asan_load##N##_noabort(uintptr_t at) { touch(at, N, false, __builtin_return_address(0)); }    \
+  void __asan_store##N##_noabort(uintptr_t at) { touch(at, N, true, __builtin_return_address(0)); }
 BENCH_SIZED(1)
 BENCH_SIZED(2)
 BENCH_SIZED(4)
@@ -163,22 +164,22 @@ BENCH_SIZED(16)
 
 void __asan_loadN_noabort(uintptr_t at, uintptr_t size) {
   // Three-component vectors load as sixteen bytes of which twelve count; the compiler asks for the exact width.
-  touch(at, size, false);
+  touch(at, size, false, __builtin_return_address(0));
 }
-void __asan_storeN_noabort(uintptr_t at, uintptr_t size) { touch(at, size, true); }
+void __asan_storeN_noabort(uintptr_t at, uintptr_t size) { touch(at, size, true, __builtin_return_address(0)); }
 
 void* __asan_memcpy(void* to, const void* from, uintptr_t size) {
-  touch((uintptr_t)from, size, false);
-  touch((uintptr_t)to, size, true);
+  touch((uintptr_t)from, size, false, __builtin_return_address(0));
+  touch((uintptr_t)to, size, true, __builtin_return_address(0));
   return memcpy(to, from, size);
 }
 void* __asan_memmove(void* to, const void* from, uintptr_t size) {
-  touch((uintptr_t)from, size, false);
-  touch((uintptr_t)to, size, true);
+  touch((uintptr_t)from, size, false, __builtin_return_address(0));
+  touch((uintptr_t)to, size, true, __builtin_return_address(0));
   return memmove(to, from, size);
 }
 void* __asan_memset(void* to, int value, uintptr_t size) {
-  touch((uintptr_t)to, size, true);
+  touch((uintptr_t)to, size, true, __builtin_return_address(0));
   return memset(to, value, size);
 }
 void __asan_handle_no_return() {}

@@ -1,4 +1,7 @@
 // Runs one launch: threadgroups in turn, lanes as fibers, synchronisation as a meeting of fibers.
+#define _GNU_SOURCE 1
+#define _XOPEN_SOURCE 700
+#define _DARWIN_C_SOURCE 1
 #include "executor.h"
 
 #include <math.h>
@@ -9,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include "fiber.h"
@@ -318,7 +321,18 @@ static bool prepare() {
   return g.signal_stack != nullptr;
 }
 
-static void on_signal(int number, siginfo_t* info, void*) {
+static uint64_t interrupted_at(void* context) {
+#if defined(__linux__) && defined(__x86_64__)
+  return (uint64_t)((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP];
+#elif defined(__linux__) && defined(__aarch64__)
+  return (uint64_t)((ucontext_t*)context)->uc_mcontext.pc;
+#else
+  (void)context;
+  return 0;
+#endif
+}
+
+static void on_signal(int number, siginfo_t* info, void* context) {
   if (!g.launch || !pthread_equal(pthread_self(), g.thread)) {
     signal(number, SIG_DFL);
     raise(number);
@@ -326,6 +340,7 @@ static void on_signal(int number, siginfo_t* info, void*) {
   }
   char* address = (char*)info->si_addr;
   g.launch->fault_address = (uint64_t)address;
+  g.launch->fault_code = interrupted_at(context);
   if (number == SIGFPE) fail(kArithmetic, 0);
   if (number == SIGURG) {
     if (g.lane) fail(kTimeout, g.lane->line);
@@ -361,6 +376,7 @@ int bench_launch(Launch* launch) {
   g.in_atomic = false;
   launch->status = kOk;
   launch->message[0] = 0;
+  launch->fault_code = 0;
   if (launch->checked & 2) {
     for (uint32_t i = 0; i < launch->buffer_count; i++) {
       Buffer* b = &launch->buffers[i];

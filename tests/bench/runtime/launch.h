@@ -63,6 +63,7 @@ struct Launch {
   uint64_t synchronisations;
   uint64_t threadgroup_bytes;
   uint64_t fault_address;
+  uint64_t fault_code;  // address of the instruction, 0 when unknown
   uint32_t fault_line;
   uint32_t fault_threadgroup[3];
   uint32_t fault_lane, fault_simdgroup;
