@@ -23,6 +23,15 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not clients and not metal and not cuda"
 
+# Client libraries pin what they like, so they get an environment of their own.
+$(VENV)-clients/.done: tests/clients/requirements.txt
+	test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install -q --disable-pip-version-check -r tests/clients/requirements.txt
+	touch $@
+
+test-clients: $(VENV)/.run $(VENV)-clients/.done
+	MLX_GPTOSS_COMMAND=$(BIN)/mlx-gptoss $(VENV)-clients/bin/python -m pytest tests/clients -m clients -o filterwarnings=default
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
