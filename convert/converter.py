@@ -80,7 +80,7 @@ def convert(
 
             def finish(finished: dict[str, Finished]) -> None:
                 manifest = _manifest(opened, plan, precision, layout, finished, revision)
-                folder.replace(CONFIG_NAME, opened.config_json)
+                folder.replace(CONFIG_NAME, plan.config_json)
                 folder.replace(MANIFEST_NAME, manifest.to_json().encode())
                 folder.unlink(JOURNAL_NAME)
 
@@ -127,7 +127,7 @@ def _manifest(
         formats=plan.formats,
         files={s.name: s.size for s in layout.shards},
         tensors=tuple(tensors),
-        config_sha256=hashlib.sha256(source.config_json).hexdigest(),
+        config_sha256=hashlib.sha256(plan.config_json).hexdigest(),
         notes=tuple(notes),
         created_by=f"mlx-gptoss {_package_version()}",
     )

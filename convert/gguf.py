@@ -28,7 +28,6 @@ from mlx_gptoss.convert.gguf_file import (
     block_size,
     read_gguf,
 )
-from mlx_gptoss.convert.huggingface import QUANTISATION
 from mlx_gptoss.convert.safetensors import Entry
 from mlx_gptoss.convert.source import Source
 from mlx_gptoss.convert.tensors import Concatenated, Rows, Stored, interleave_columns, interleave_rows
@@ -213,14 +212,11 @@ def _source(path: Path, parts: Sequence[GgufFile], files: list[SourceFile]) -> S
     reader = _Reader(parts[0].metadata, tensors, str(path))
     config = reader.config()
     reader.read(config)
-    target = config.to_dict()
-    if reader.all_mxfp4:
-        target["quantization_config"] = dict(QUANTISATION)
     return Source(
         kind="gguf",
         path=path,
         config=config,
-        config_json=(json.dumps(target, indent=2) + "\n").encode(),
+        config_json=(json.dumps(config.to_dict(), indent=2) + "\n").encode(),
         tensors=reader.out,
         files=tuple(files),
         fingerprint=fingerprint(files, [p.header for p in parts]),
@@ -237,7 +233,6 @@ class _Reader:
     out: dict[str, Rows] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
-    all_mxfp4: bool = True
 
     def config(self) -> ModelConfig:
         arch = self.metadata.get("general.architecture")
@@ -334,7 +329,6 @@ class _Reader:
                 for part in ("blocks", "scales"):
                     self.out[layer(index, f"{name}.{part}")] = _joined([Mxfp4Part.of(t, part) for t in tensors], base)
             else:
-                self.all_mxfp4 = False
                 self.notes.append(f"{base}{name} experts are not MXFP4 in the source (ggml type {tensors[0].kind})")
                 self.out[layer(index, f"{name}.weight")] = _joined([_rows(t) for t in tensors], base)
 

@@ -6,7 +6,6 @@ Dense: `gate_up_proj` [E, H, 2I] and `down_proj` [E, I, H], which is input-major
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -36,13 +35,6 @@ TOP_NAMES: Mapping[str, str] = {
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
-QUANTISATION: Mapping[str, object] = {
-    "quant_method": "mxfp4",
-    "modules_to_not_convert": [
-        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
-    ],
-}  # fmt: skip
-"""config.json's `quantization_config` for MXFP4 experts, as released."""
 
 
 def prefix(index: int) -> str:
@@ -97,7 +89,7 @@ def read_config(folder: Path) -> tuple[bytes, dict[str, object], ModelConfig]:
 
 def open_huggingface(folder: Path, checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Source:
     """A checkpoint in the Hugging Face layout, with LoRA adapters merged. Raises ConfigError or CheckpointError."""
-    raw, data, config = read_config(folder)
+    raw, _, config = read_config(folder)
     take = Taker(checkpoint, str(folder))
     merged = merger(adapters)
     tensors: dict[str, Rows] = {
@@ -120,12 +112,11 @@ def open_huggingface(folder: Path, checkpoint: Checkpoint, adapters: Sequence[Ad
                 dense = True
                 tensors[layer(index, f"{ours}.weight")] = dense_experts(take, name)
     check_adapters_used(adapters)
-    config_json = raw if not dense else with_quantisation(data)
     return Source(
         kind="huggingface-dense" if dense else "huggingface",
         path=folder,
         config=config,
-        config_json=config_json,
+        config_json=raw,
         tensors=tensors,
         files=(*checkpoint.files, *(f for a in adapters for f in a.files)),
         fingerprint=fingerprint(checkpoint.files, [raw, *checkpoint.headers, *(a.stamp for a in adapters)]),
@@ -155,13 +146,6 @@ def dense_experts(take: Taker, name: str) -> Rows:
             got=f"{entry.dtype} {list(entry.shape)}", where=take.where,
         )  # fmt: skip
     return TransposedExperts(Stored.of(entry))
-
-
-def with_quantisation(data: Mapping[str, object]) -> bytes:
-    """config.json for a source whose experts become MXFP4 here (the dtype of the rest is bf16)."""
-    changed = {k: v for k, v in data.items() if k not in ("quantization", "quantization_config")}
-    changed["quantization_config"] = dict(QUANTISATION)
-    return (json.dumps(changed, indent=2) + "\n").encode()
 
 
 def merger(adapters: Sequence[Adapter]) -> Callable[[str, Rows], Rows]:

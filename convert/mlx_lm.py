@@ -7,7 +7,6 @@ another format are dequantised and quantised to MXFP4 again, which the notes say
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.convert.adapters import Adapter
 from mlx_gptoss.convert.files import fingerprint
-from mlx_gptoss.convert.huggingface import LAYER_NAMES, TOP_NAMES, Taker, prefix, read_config, with_quantisation
+from mlx_gptoss.convert.huggingface import LAYER_NAMES, TOP_NAMES, Taker, prefix, read_config
 from mlx_gptoss.convert.quantise import Dequantised
 from mlx_gptoss.convert.safetensors import Checkpoint
 from mlx_gptoss.convert.source import Packed, Source
@@ -34,12 +33,11 @@ def open_mlx_lm(folder: Path, checkpoint: Checkpoint, adapters: Sequence[Adapter
     raw, data, config = read_config(folder)
     reader = _Reader(Taker(checkpoint, str(folder)), data, config)
     reader.read()
-    kept = {k: v for k, v in data.items() if k != "quantization"}
     return Source(
         kind="mlx-lm",
         path=folder,
         config=config,
-        config_json=with_quantisation(kept) if reader.all_mxfp4 else (json.dumps(kept, indent=2) + "\n").encode(),
+        config_json=raw,
         tensors=reader.tensors,
         files=checkpoint.files,
         fingerprint=fingerprint(checkpoint.files, [raw, *checkpoint.headers]),
@@ -77,7 +75,6 @@ class _Reader:
     tensors: dict[str, Rows] = field(default_factory=dict)
     packed: dict[str, Packed] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    all_mxfp4: bool = True
 
     def read(self) -> None:
         for ours, theirs in TOP_NAMES.items():
@@ -190,7 +187,6 @@ class _Reader:
                 rows = down.parts[part]
                 self.tensors[layer(index, f"down.{ours}")] = as_blocks(rows) if ours == "blocks" else rows
             return
-        self.all_mxfp4 = False
         dense = [
             self._dequantised(m, f"{base}{p}_proj")
             for m, p in zip((gate, up, down), ("gate", "up", "down"), strict=True)

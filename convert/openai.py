@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlx_gptoss.convert.adapters import Adapter
 from mlx_gptoss.convert.files import fingerprint
-from mlx_gptoss.convert.huggingface import QUANTISATION, Taker, read_config
+from mlx_gptoss.convert.huggingface import Taker, read_config
 from mlx_gptoss.convert.safetensors import Checkpoint
 from mlx_gptoss.convert.source import Source
 from mlx_gptoss.convert.tensors import Rows
@@ -56,12 +56,11 @@ def open_openai(folder: Path, checkpoint: Checkpoint, adapters: Sequence[Adapter
         base = f"block.{index}."
         tensors.update({layer(index, ours): take.rows(base + theirs) for ours, theirs in _LAYER.items()})
         tensors.update({layer(index, ours): take.blocks(base + theirs) for ours, theirs in _BLOCKS.items()})
-    target = config.to_dict() | {"quantization_config": dict(QUANTISATION)}
     return Source(
         kind="openai",
         path=folder,
         config=config,
-        config_json=(json.dumps(target, indent=2) + "\n").encode(),
+        config_json=(json.dumps(config.to_dict(), indent=2) + "\n").encode(),
         tensors=tensors,
         files=checkpoint.files,
         fingerprint=fingerprint(checkpoint.files, [raw, *checkpoint.headers]),

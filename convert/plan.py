@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +20,14 @@ from mlx_gptoss.convert.tensors import FLOAT_DTYPES, Cast, Checked, Rows, has_na
 from mlx_gptoss.errors import CheckpointError, ConversionError
 from mlx_gptoss.folder import FORMAT_VERSION, LinearFormat, expected_shapes, layer
 
+QUANTISATION: Final[Mapping[str, object]] = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
+    ],
+}  # fmt: skip
+"""config.json's `quantization_config` for MXFP4 experts, as released."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -26,6 +36,7 @@ class Plan:
     jobs: tuple[Job, ...]
     formats: dict[str, LinearFormat]
     notes: tuple[str, ...]
+    config_json: bytes
 
     def key(self, fingerprint: str) -> str:
         """Identifies source and outcome; a journal for another key is not resumed."""
@@ -66,7 +77,7 @@ class _Planner:
                 job = self._job(name, shape)
                 done.update(o.name for o in job.outputs)
                 self.jobs.append(job)
-        return Plan(tuple(self.jobs), self.formats, tuple(self._notes()))
+        return Plan(tuple(self.jobs), self.formats, tuple(self._notes()), self._config_json())
 
     def _choose(self, matrix: str) -> None:
         choice = self.precision.of(matrix)
@@ -143,6 +154,19 @@ class _Planner:
 
     def _checked(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> Rows:
         return Checked(self._shaped(name, shape, dtypes), name, self.where)
+
+    def _config_json(self) -> bytes:
+        """The source's config.json, as it is when its `quantization_config` tells the truth about the experts."""
+        data: dict[str, object] = json.loads(self.source.config_json)
+        mxfp4 = any(f.format == "mxfp4" for f in self.formats.values())
+        stated = data.get("quantization_config")
+        says_mxfp4 = isinstance(stated, dict) and stated.get("quant_method") == "mxfp4"
+        if mxfp4 == says_mxfp4 and "quantization" not in data and (mxfp4 or stated is None):
+            return self.source.config_json
+        data = {k: v for k, v in data.items() if k not in ("quantization", "quantization_config")}
+        if mxfp4:
+            data["quantization_config"] = dict(QUANTISATION)
+        return (json.dumps(data, indent=2) + "\n").encode()
 
     def _notes(self) -> Iterator[str]:
         yield from self.source.notes

@@ -28,8 +28,8 @@ class Source:
     `tensors` maps the names of `mlx_gptoss.folder` to values: float tensors, `.blocks` and `.scales` (U8) of MXFP4
     experts, or `.weight` [E, N, K] of dense ones (any row order the folder uses: gate and up interleaved).
     `packed` holds matrices that may be carried over as they are; `tensors` has them dequantised as well.
-    `config_json` is what config.json will hold. `fingerprint` identifies files, headers and adapters. `ignored` are
-    the source's tensors that gpt-oss does not have.
+    `config_json` is the source's config.json, or one made for it. `fingerprint` identifies files, headers and
+    adapters. `ignored` are the source's tensors that gpt-oss does not have.
     """
 
     kind: str

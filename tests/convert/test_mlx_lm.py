@@ -70,12 +70,13 @@ def test_asking_for_bf16_dequantises(tmp_path: Path) -> None:
     assert np.array_equal(read["layers.0.qkv.weight"].data, np.array(oracle.view(mx.uint16)))
 
 
-@pytest.mark.parametrize("quantization", [{"group_size": 32, "bits": 5}, {"group_size": 128, "bits": 4}])
-def test_formats_that_are_not_ours_become_bf16(tmp_path: Path, quantization: dict[str, int]) -> None:
-    convert(write_mlx_lm(tmp_path, 4, **quantization), tmp_path / "out")
+@pytest.mark.parametrize(("group_size", "bits"), [(32, 5), (128, 4)])
+def test_formats_that_are_not_ours_become_bf16(tmp_path: Path, group_size: int, bits: int) -> None:
+    convert(write_mlx_lm(tmp_path, 4, group_size=group_size, bits=bits), tmp_path / "out")
     manifest, read = read_manifest(tmp_path / "out"), read_folder(tmp_path / "out")
     assert manifest.format_of("layers.0.qkv") == LinearFormat("bf16")
     dense = mx.array(folder_tensors(CONFIG, 4)["head.weight"].data).view(mx.bfloat16)
-    oracle = mx.dequantize(*mx.quantize(dense, **quantization), **quantization)
+    weight, scales, biases = mx.quantize(dense, group_size=group_size, bits=bits)
+    oracle = mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits)
     assert np.array_equal(read["head.weight"].data, np.array(oracle.view(mx.uint16)))
     assert any("bits in the source" in note for note in manifest.notes)

@@ -52,7 +52,7 @@ def test_what_is_mxfp4_already_survives_exactly(seed: int, scale: int) -> None:
 def test_every_code_and_every_tie() -> None:
     magnitudes = FP4_VALUES[:8]
     assert round_codes(magnitudes).tolist() == list(range(8))
-    middles = (magnitudes[:-1] + magnitudes[1:]) / 2
+    middles = ((magnitudes[:-1] + magnitudes[1:]) / 2).astype(np.float32)
     assert round_codes(middles).tolist() == [0, 2, 2, 4, 4, 6, 6]
     assert round_codes(np.nextafter(middles, np.float32(0))).tolist() == list(range(7))
     assert round_codes(np.nextafter(middles, np.float32(9))).tolist() == list(range(1, 8))
