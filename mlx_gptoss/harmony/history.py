@@ -8,13 +8,14 @@ stays valid up to the first message that the rules remove.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
 from mlx_gptoss.harmony.header import Kind
-from mlx_gptoss.harmony.parser import HarmonyParser
+from mlx_gptoss.harmony.parser import HarmonyParser, ParsedMessage
 from mlx_gptoss.harmony.special import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, VOCABULARY_SIZE
 from mlx_gptoss.harmony.vocabulary import Vocabulary
 from mlx_gptoss.messages import AssistantMessage, Message, ToolMessage, UserMessage
@@ -127,10 +128,7 @@ class HistoryWriter:
         """The turn's own tokens, cut at its message boundaries; None when they hold no message at all."""
         if any(not 0 <= token_id < VOCABULARY_SIZE for token_id in token_ids):
             return None
-        parser = HarmonyParser(self._vocabulary, self._functions | self._builtin_tools, new_id=str)
-        parser.feed_all(token_ids)
-        parser.finish()
-        parsed = parser.messages
+        parsed = _messages_in(self._vocabulary, self._functions | self._builtin_tools, tuple(token_ids))
         if not parsed:
             return None
         calls = iter(message.tool_calls)
@@ -168,6 +166,17 @@ class HistoryWriter:
             dropped_before = False
             kept.append(piece)
         return kept
+
+
+@functools.lru_cache(maxsize=256)
+def _messages_in(
+    vocabulary: Vocabulary, tool_names: frozenset[str], token_ids: tuple[int, ...]
+) -> tuple[ParsedMessage, ...]:
+    """The messages of a generated turn; remembered, because every later prompt of the conversation asks again."""
+    parser = HarmonyParser(vocabulary, tool_names, new_id=str)
+    parser.feed_all(token_ids)
+    parser.finish()
+    return parser.messages
 
 
 def _is_stale(kind: Kind, channel: str | None) -> bool:

@@ -265,9 +265,6 @@ class HarmonyParser:
         self._kind, self._tool_name = route(self._header, self._tool_names)
         self._state = State.CONTENT
         self._pieces = []
-        self._held.clear()
-        self._decoder.reset()
-        self._split = False
         self._call_id = None
         if self._kind != "call" or self._tool_name is None:
             return []

@@ -64,7 +64,24 @@ def test_long_text_without_spaces_but_with_short_words_is_not_cut() -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    ["a", "é", "漢", "🎉", " ", "\n", "-", "_", "aB", "a\u0301", "\t ", "漢\U00031350", "-\U00031350", "\u0378a", "=-"],
+    [
+        "a",
+        "é",
+        "漢",
+        "🎉",
+        " ",
+        "\n",
+        "-",
+        "_",
+        "aB",
+        "a\u0301",
+        "\t ",
+        "漢\U00031350",
+        "-\U00031350",
+        "\u0378a",
+        "=-",
+        "--\u0301",
+    ],
 )
 def test_two_hundred_thousand_characters_of_one_kind_encode_fast(unit: str) -> None:
     text = unit * (200_000 // len(unit))
