@@ -3,15 +3,15 @@
 Each row has its own parameters and its own random stream, keyed by its seed and the token's index, so a row's
 tokens do not depend on its neighbours, and a redone step draws the same number.
 
-No sort touches the whole vocabulary: top-k and the reported alternatives come from the blocks with the largest
-maxima (the k largest logits lie in at most k blocks), top-p from a bisection for the nucleus's lowest logit, and
-the draw from cumulative sums in two levels (blocks, then inside one block), which also keeps the tail's mass that
-one long float32 sum would lose.
+Top-k and the reported alternatives come from the blocks with the largest maxima (the k largest logits lie in at most
+k blocks), without a sort of the vocabulary; top-p looks at the same candidates where it can (on a CPU, or within
+top-k) and sorts otherwise. The draw uses cumulative sums in two levels (blocks, then inside one block), which keeps
+the mass of the tail that one long float32 sum would lose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -24,8 +24,7 @@ _CANDIDATE_BLOCK = 64
 _CDF_BLOCK = 512
 _LARGEST_UNIFORM = 1.0 - 2.0**-23
 _TOP_K_BY_CANDIDATES = 128
-_NUCLEUS_SPAN = 28.0
-_NUCLEUS_STEPS = 22
+_NUCLEUS_CANDIDATES = (64, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +47,15 @@ class Sampled:
 
 
 class Sampler:
-    """Samples batches; holds the compiled pieces. Used by one thread."""
+    """Samples batches. `blocking` says that waiting for the device costs nothing, because the device is the CPU:
+    then top-p tries a few candidates before it sorts everything."""
 
-    def __init__(self) -> None:
-        self._nucleus: Callable[[mx.array, mx.array, mx.array], mx.array] = mx.compile(_nucleus_threshold)
+    def __init__(self, blocking: bool | None = None) -> None:
+        self.blocking = mx.default_device() == mx.Device(mx.cpu) if blocking is None else blocking
+
+    def may_block(self, row: RowSampler) -> bool:
+        """Whether sampling this row may wait for its logits."""
+        return self.blocking and row.params.top_p < 1
 
     def sample(
         self, logits: mx.array, rows: Sequence[RowSampler], masks: Sequence[Mask | None] | None = None
@@ -109,13 +113,31 @@ class Sampler:
         if any(row.params.top_p < 1 for row in rows):
             kept = weights if top_k is None else mx.where(scaled >= top_k[:, None], weights, 0.0)
             shares = mx.array([row.params.top_p for row in rows])[:, None]
-            floors.append(mx.where(shares[:, 0] < 1, self._nucleus(scaled, kept, shares), -mx.inf))
+            within_top_k = all(limit <= _TOP_K_BY_CANDIDATES for limit in limits)
+            nucleus = self._nucleus_floor(scaled, kept, shares, max(limits) if within_top_k else None)
+            floors.append(mx.where(shares[:, 0] < 1, nucleus, -mx.inf))
         if not floors:
             return None
         floor = floors[0]
         for other in floors[1:]:
             floor = mx.maximum(floor, other)
         return floor.astype(mx.float32)[:, None]
+
+    def _nucleus_floor(self, scaled: mx.array, weights: mx.array, shares: mx.array, enough: int | None) -> mx.array:
+        """The highest logit such that it and those above hold `shares` of the mass: [S]. `enough` candidates are
+        known to hold all of it where it is given."""
+        vocab = scaled.shape[-1]
+        wanted = shares * mx.sum(weights, axis=-1, keepdims=True)
+        counts = [enough] if enough is not None else [n for n in _NUCLEUS_CANDIDATES if n < vocab and self.blocking]
+        for count in counts:
+            values, ids = top_candidates(scaled, count)
+            held = mx.where(values > -mx.inf, mx.take_along_axis(weights, ids, axis=-1), 0.0)
+            mass = mx.cumsum(held, axis=-1)
+            if enough is not None or mx.all(mx.logical_or(mass[:, -1:] >= wanted, shares >= 1)).item():
+                return _first_reaching(values, mass, wanted)
+        order = mx.argsort(-scaled, axis=-1)
+        mass = mx.cumsum(mx.take_along_axis(weights, order, axis=-1), axis=-1)
+        return _first_reaching(mx.take_along_axis(scaled, order, axis=-1), mass, wanted)
 
     def _top_k_floor(self, scaled: mx.array, limits: list[int]) -> mx.array:
         vocab = scaled.shape[-1]
@@ -142,9 +164,15 @@ def top_candidates(scores: mx.array, count: int) -> tuple[mx.array, mx.array]:
         ids = (places[:, :, None] * width + mx.arange(width)).reshape(rows, kept * width)
     else:
         values = blocks.reshape(rows, groups * width)
-        ids = mx.broadcast_to(mx.arange(groups * width), values.shape)
+        if count < values.shape[-1]:
+            ids = mx.sort(mx.argpartition(-values, kth=count - 1, axis=-1)[:, :count], axis=-1)
+            values = mx.take_along_axis(values, ids, axis=-1)
+        else:
+            ids = mx.broadcast_to(mx.arange(groups * width), values.shape)
     order = mx.argsort(-values, axis=-1)[:, :count]
-    return mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(ids, order, axis=-1).astype(mx.int32)
+    best = mx.take_along_axis(ids, order, axis=-1).astype(mx.int32)
+    # Padding has logit -inf and may stand for other ids that have: any id of the vocabulary will do.
+    return mx.take_along_axis(values, order, axis=-1), mx.minimum(best, scores.shape[-1] - 1)
 
 
 def _blocks(array: mx.array, width: int, fill: float) -> mx.array:
@@ -170,21 +198,11 @@ def _inverse_cdf(weights: mx.array, uniform: mx.array) -> mx.array:
     return (group.astype(mx.int32) * _CDF_BLOCK + place.astype(mx.int32))[:, 0]
 
 
-def _nucleus_threshold(scaled: mx.array, weights: mx.array, share: mx.array) -> mx.array:
-    """The highest scaled logit x, within 7e-6, such that logits >= x hold `share` of the mass: [S].
-
-    Logits below -28 hold under 1e-6 of any mass and are kept when they are asked for."""
-    wanted = share * mx.sum(weights, axis=-1, keepdims=True)
-    low = mx.full(share.shape, -_NUCLEUS_SPAN)
-    high = mx.zeros(share.shape)
-    for _ in range(_NUCLEUS_STEPS):
-        middle = (low + high) * 0.5
-        enough = mx.sum(mx.where(scaled >= middle, weights, 0.0), axis=-1, keepdims=True) >= wanted
-        low = mx.where(enough, middle, low)
-        high = mx.where(enough, high, middle)
-    everything = mx.sum(mx.where(scaled >= low, weights, 0.0), axis=-1, keepdims=True) < wanted
-    at_peak = mx.sum(mx.where(scaled >= 0, weights, 0.0), axis=-1, keepdims=True) >= wanted
-    return mx.where(at_peak, 0.0, mx.where(everything, -mx.inf, low))[:, 0]
+def _first_reaching(values: mx.array, mass: mx.array, wanted: mx.array) -> mx.array:
+    """Of values [S, n] in falling order, the first at which the cumulated mass [S, n] reaches `wanted` [S, 1]."""
+    # Sums in another order may differ in the last bit: the last one always reaches.
+    place = mx.argmax(mass >= mx.minimum(wanted, mass[:, -1:]), axis=-1)[:, None]
+    return mx.take_along_axis(values, place, axis=-1)[:, 0]
 
 
 def _apply_masks(scores: mx.array, masks: Mask) -> mx.array:

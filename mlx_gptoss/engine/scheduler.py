@@ -121,7 +121,7 @@ class Scheduler:
         dispatched: list[tuple[list[Sequence], mx.array]] = []
         for rows, tokens in batches:
             logits = self._model.decode(tokens, [row.cache for row in rows])
-            if any(row.waits_for_host for row in rows):
+            if any(row.waits_for_host or self._sampler.may_block(row.sampler) for row in rows):
                 mx.async_eval(logits)  # type: ignore[no-untyped-call]  # mlx's stub leaves *args bare
                 dispatched.append((rows, logits))
             else:
