@@ -16,9 +16,9 @@ _METAL_INCLUDE = re.compile(
     r"^[ \t]*#[ \t]*include[ \t]*<metal_[^>]*>[^\n]*$|^[ \t]*#[ \t]*include[ \t]*<metal_stdlib>[^\n]*$", re.M
 )
 _ARRAY_START = re.compile(r"(?P<lead>(?:^|[;{}\n])[ \t\n]*)(?P<align>(?:alignas\s*\([^()]*\)\s*)?)threadgroup\s+", re.M)
-_SHAPES = {
-    "uint3": "uint3(t->{0}[0], t->{0}[1], t->{0}[2])",
-}
+_KERNEL_WORD = re.compile(r"\[\[\s*kernel\s*\]\](?=\s*(?:\[\[[^\]]*\]\]\s*)*void)|\bkernel\b(?=\s+void)")
+_INSTANTIATION = re.compile(r"\btemplate\s*\[\[\s*host_name\b[^;]*;")
+_UINT3 = "uint3(t->{0}[0], t->{0}[1], t->{0}[2])"
 _VECTOR_ATTRIBUTES = {
     "thread_position_in_grid": "position_in_grid",
     "thread_position_in_threadgroup": "position_in_threadgroup",
@@ -134,7 +134,7 @@ def _value(p: Parameter) -> str:
     if p.role != "attribute":
         return f"*a->{p.name}" if p.reference else f"a->{p.name}"
     if p.name in _VECTOR_ATTRIBUTES:
-        return _SHAPES["uint3"].format(_VECTOR_ATTRIBUTES[p.name])
+        return _UINT3.format(_VECTOR_ATTRIBUTES[p.name])
     if p.name == "grid_origin":
         return "uint3(0u)"
     return _SCALAR_ATTRIBUTES[p.name]
@@ -174,13 +174,38 @@ def raw_unit(metal: MetalText) -> tuple[str, int]:
 
 
 def raw_kernel(text: str) -> str:
-    """A hand-written text with its `[[kernel]]` or `kernel` functions as the compiler's own kernels."""
+    """A hand-written text with its `[[kernel]]` or `kernel` functions as the compiler's own kernels.
+
+    Template kernels stay functions, with their threadgroup variables moved, and explicit instantiations go: clang has
+    neither.
+    """
+    text = _INSTANTIATION.sub(lambda m: "\n" * m[0].count("\n"), text)
     blank = blank_comments(text)
     out, at = [], 0
-    for match in re.finditer(r"\[\[\s*kernel\s*\]\](?=\s*void)|\bkernel\b(?=\s+void)", blank):
-        out.append(text[at : match.start()] + "__kernel")
+    for match in _KERNEL_WORD.finditer(blank):
+        if match.start() < at:
+            continue
+        out.append(text[at : match.start()])
         at = match.end()
+        if not blank[: match.start()].rstrip().endswith(">"):
+            out.append("__kernel")
+            continue
+        opening = blank.find("{", blank.find(")", _closing(blank, blank.find("(", at), "(", ")")))
+        end = _closing(blank, opening, "{", "}")
+        out.append(text[at : opening + 1] + move_threadgroup_arrays(text[opening + 1 : end]))
+        at = end
     return "".join(out) + text[at:]
+
+
+def _closing(text: str, start: int, opening: str, closing: str) -> int:
+    """Index of the bracket that closes the one at `start`; the end of the text when none does."""
+    depth = 0
+    for i in range(max(start, 0), len(text)):
+        depth += text[i] == opening
+        depth -= text[i] == closing
+        if depth == 0:
+            return i
+    return len(text)
 
 
 def _aliases(names: Sequence[tuple[str, str]], arguments: Sequence[str]) -> str:

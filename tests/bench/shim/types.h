@@ -115,7 +115,7 @@ inline void msl_append(__private V& out, __private int& at, A a) {
 
 // Constructor of a vector: splat, conversion, or concatenation of exactly its width.
 template <class V, class A, class... Rest>
-inline V msl_make(A a, Rest... rest) {
+inline V msl_build(A a, Rest... rest) {
   typedef typename msl_shape<V>::element E;
   constexpr int n = msl_shape<V>::width;
   if constexpr (sizeof...(Rest) == 0 && msl_shape<A>::width == 1) {
@@ -133,8 +133,6 @@ inline V msl_make(A a, Rest... rest) {
     return out;
   }
 }
-template <class V>
-inline V msl_make() { return V(0); }
 
 // static_cast that also converts between vector types of the same width.
 template <class To>
@@ -220,6 +218,15 @@ struct packed_vec {
   T operator[](int i) const { return data[i]; }
   T operator[](int i) const __constant { return data[i]; }
 };
+
+template <class A>
+inline A msl_plain(A a) { return a; }
+template <class T, int N>
+inline vec<T, N> msl_plain(packed_vec<T, N> a) { return (vec<T, N>)a; }
+template <class V, class... A>
+inline V msl_make(A... a) { return msl_build<V>(msl_plain(a)...); }
+template <class V>
+inline V msl_make() { return V(0); }
 
 template <class T, size_t N>
 struct array {
