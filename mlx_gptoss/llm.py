@@ -67,12 +67,12 @@ class GptOss:
         InsufficientMemoryError.
         """
         from mlx_gptoss.loader import load_model
-        from mlx_gptoss.names import resolve_model
+        from mlx_gptoss.names import looks_like_path, resolve_model
 
         options = _engine_options(options, {**engine_options, **({} if context is None else {"context": context})})
         folder = resolve_model(model)
         engine = Engine(lambda: load_model(folder, dtype=dtype), options)
-        return cls(engine, name=str(model) if model is not None else folder.name)
+        return cls(engine, name=folder.name if model is None or looks_like_path(model) else str(model))
 
     @property
     def context(self) -> int:

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from mlx_gptoss.engine import Engine, EngineOptions, Generation, GenerationRequest
 from mlx_gptoss.model import GptOssModel
 from mlx_gptoss.request import SamplingParams
-from tests.unit.tiny_model import greedy_alone, tiny_model
+from tests.unit.tiny_model import WINDOW, greedy_alone, tiny_model
 
-WINDOW = 8
 SURE = 1e-3
 """Where the two best logits are closer than this, float noise may choose."""
 

@@ -37,6 +37,7 @@ from mlx_gptoss.llm import GptOss, as_request
 from mlx_gptoss.messages import SystemMessage, Tool, ToolCall, UserMessage
 from mlx_gptoss.request import ChatRequest, ResponseFormat, SamplingParams
 from mlx_gptoss.stop_strings import StopStrings
+from tests.tiny import tiny_config, write_model_folder
 from tests.unit.scripted_llm import harmony_ids, scripted
 
 PLAIN = (
@@ -377,6 +378,23 @@ def test_loading_what_is_not_there(tmp_path: Any) -> None:
         GptOss.load(tmp_path / "nothing")
     with pytest.raises(InvalidRequestError):
         GptOss.load(tmp_path, bogus=1)
+
+
+def test_a_model_folder_loads_and_answers(tmp_path: Any) -> None:
+    """A random model with the whole vocabulary: noise comes out, but through every layer, twice the same."""
+    config = tiny_config(vocab_size=201_088, hidden_size=32, intermediate_size=32, num_layers=2, head_dim=16)
+    folder = write_model_folder(tmp_path / "noise", config)
+    with GptOss.load(folder, dtype="float32", context=400) as llm:
+        assert llm.context == 400
+        assert llm.name == "noise"
+        first = llm.generate("Hello", max_tokens=20, seed=1)
+        assert first.usage.completion_tokens == len(first.token_ids) > 0
+        assert max(first.token_ids) < 200_014
+        again = llm.generate("Hello", max_tokens=20, seed=1)
+        assert again.token_ids == first.token_ids
+        assert again.usage.cached_tokens > 0
+        text = llm.generate("JSON", max_tokens=40, seed=1, response_format=ResponseFormat("json_object")).text
+        assert text == "" or text.lstrip().startswith("{")
 
 
 def test_importing_the_package_loads_nothing() -> None:
