@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mlx_gptoss.engine import Engine, EngineOptions, EngineStats, GenerationRequest
+from mlx_gptoss.engine import Engine, EngineOptions, EngineStats, GenerationRequest, TokenModel
 from mlx_gptoss.errors import InvalidRequestError
 from mlx_gptoss.events import Event
 from mlx_gptoss.harmony.constraint import constraint_for
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Prompt: TypeAlias = ChatRequest | str | Sequence[Message]
 """What can be asked: a request, a user's text, or a conversation."""
+
+DtypeName: TypeAlias = Literal["bfloat16", "float32"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -54,7 +56,7 @@ class GptOss:
         cls,
         model: str | Path | None = None,
         *,
-        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        dtype: DtypeName = "bfloat16",
         backend: str = "auto",
         context: int | None = None,
         options: EngineOptions | None = None,
@@ -66,12 +68,11 @@ class GptOss:
         other keywords are EngineOptions'. Raises ModelNotFoundError, CheckpointError, ConfigError and
         InsufficientMemoryError.
         """
-        from mlx_gptoss.loader import load_model
         from mlx_gptoss.names import looks_like_path, resolve_model
 
         options = _engine_options(options, {**engine_options, **({} if context is None else {"context": context})})
         folder = resolve_model(model)
-        engine = Engine(lambda: load_model(folder, dtype=dtype), options)
+        engine = Engine(lambda: _load(folder, dtype, backend), options)
         return cls(engine, name=folder.name if model is None or looks_like_path(model) else str(model))
 
     @property
@@ -215,6 +216,19 @@ def as_request(prompt: Prompt, options: dict[str, Any]) -> ChatRequest:
     if system is not None:
         request = dataclasses.replace(request, messages=(SystemMessage(system), *request.messages))
     return request
+
+
+def _load(folder: Path, dtype: DtypeName, backend: str) -> TokenModel:
+    """The model on a back end: "auto" and "stock" are MLX's own operations, the others our kernels."""
+    from mlx_gptoss.loader import load_model
+
+    model = load_model(folder, dtype)
+    if backend in ("auto", "stock"):
+        return model
+    from mlx_gptoss.fused import FusedModel
+    from mlx_gptoss.kernels.backends import backend_named
+
+    return FusedModel(model.config, model.weights, backend_named(backend), model.dtype, prefiller=model)
 
 
 def _check(request: ChatRequest) -> None:

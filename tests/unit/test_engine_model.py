@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_gptoss.engine import Engine, EngineOptions, Generation, GenerationRequest
+from mlx_gptoss.engine import Engine, EngineOptions, Generation, GenerationRequest, TokenModel
 from mlx_gptoss.model import GptOssModel
 from mlx_gptoss.request import SamplingParams
-from tests.unit.tiny_model import WINDOW, greedy_alone, tiny_model
+from tests.unit.tiny_model import WINDOW, greedy_alone, tiny_fused_model, tiny_model
 
 SURE = 1e-3
 """Where the two best logits are closer than this, float noise may choose."""
@@ -24,9 +24,9 @@ def model() -> GptOssModel:
     return tiny_model()
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with Engine(tiny_model, EngineOptions(max_batch=4, prefill_chunk=5, snapshot_gap=3)) as engine:
+@pytest.fixture(scope="module", params=[tiny_model, tiny_fused_model], ids=["stock", "fused"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with Engine(request.param, EngineOptions(max_batch=4, prefill_chunk=5, snapshot_gap=3)) as engine:
         yield engine
 
 
@@ -102,10 +102,11 @@ def test_sampling_with_a_seed_is_the_same_in_any_company(engine: Engine) -> None
     assert again == alone
 
 
-def test_spilled_conversations_come_back(tmp_path: Path, model: GptOssModel) -> None:
+@pytest.mark.parametrize("load", [tiny_model, tiny_fused_model])
+def test_spilled_conversations_come_back(tmp_path: Path, model: GptOssModel, load: Callable[[], TokenModel]) -> None:
     options = EngineOptions(prefix_cache_bytes=1, spill_dir=tmp_path, prefill_chunk=16)
     prompt = list(range(1, 40))
-    with Engine(tiny_model, options) as engine:
+    with Engine(load, options) as engine:
         first = engine.submit(ask(prompt, 12, boundaries=(20, 37)))
         answer = ids(first)
         _wait_for(lambda: engine.stats().spilled_entries == 1)
