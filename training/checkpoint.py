@@ -1,0 +1,48 @@
+"""Training's own files: weights as they ship, and the master weights to train on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.lexicon import Known
+from training.model import ToyGptOss
+
+SHORT = ("qkv_bias", "sinks", "out_bias", "router", "router_bias", "gate_up_bias", "down_bias", "attention_norm",
+         "mlp_norm", "norm")  # fmt: skip
+
+
+def save(model: ToyGptOss, known: Known, out: Path) -> None:
+    """`shipped-1.pt` attention, rows and the small tensors; `shipped-2.pt` experts; `master-*.pt` likewise, bf16."""
+    out.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        shipped = {name: tensor.bfloat16().cpu() for name, tensor in model.shipped().items()}
+        shipped |= {name: getattr(model, name).detach().bfloat16().cpu() for name in SHORT}
+    first = {name: tensor for name, tensor in shipped.items() if name not in ("gate_up", "down", "embed", "head")}
+    torch.save(first, out / "shipped-1.pt")
+    torch.save({name: shipped[name] for name in ("gate_up", "down")}, out / "shipped-2.pt")
+    torch.save({"embed": shipped["embed"], "ids": torch.tensor(known.ids)}, out / "shipped-3.pt")
+    torch.save({"head": shipped["head"]}, out / "shipped-4.pt")
+    state = {name: p.detach().bfloat16().cpu() for name, p in model.named_parameters()}
+    experts = ("gate_up", "down")
+    torch.save({n: t for n, t in state.items() if n in experts}, out / "master-1.pt")
+    torch.save({n: t for n, t in state.items() if n not in experts}, out / "master-2.pt")
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+    """The shipped tensors (bf16) and the ids of the known tokens, in row order."""
+    tensors: dict[str, Tensor] = {}
+    for part in sorted(folder.glob("shipped-*.pt")):
+        tensors |= torch.load(part, map_location="cpu")
+    return tensors, tuple(tensors.pop("ids").tolist())
+
+
+def fill(model: ToyGptOss, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the small tensors into `model`; returns the rest as the `w` of its forward pass (fp32)."""
+    device = model.norm.device
+    with torch.no_grad():
+        for name in SHORT:
+            getattr(model, name).copy_(tensors[name].float())
+    return {name: t.float().to(device) for name, t in tensors.items() if name not in SHORT}

@@ -1,0 +1,210 @@
+"""gpt-oss in torch, for training: experts rounded to MXFP4, other weights to short bf16, straight through.
+
+All experts are computed and the unchosen ones weighted by zero, which is the same function and one large matmul.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.lexicon import Known
+from training.quant import mxfp4, short_bf16, through
+from training.shape import Shape
+
+ATTENTION_BITS = 2
+ROW_BITS = 3
+
+
+def swiglu(gate_up: Tensor, weights: Tensor, limit: float, alpha: float) -> Tensor:
+    """[T, E, 2I] interleaved and routing weights [T, E] -> weighted activations [T, E, I]."""
+    gate, up = gate_up[..., ::2].float(), gate_up[..., 1::2].float()
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return (gate * torch.sigmoid(alpha * gate) * (up + 1) * weights[..., None]).to(gate_up.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+class ToyGptOss(nn.Module):
+    """Works on local token indices 0..K (K stands for every unknown token)."""
+
+    def __init__(self, shape: Shape, known: Known, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.shape, s = shape, shape
+        size = len(known.ids)
+        rows = sum(index >= 0 for index in known.trained)
+
+        def normal(*dims: int, std: float) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*dims, generator=generator) * std)
+
+        signs = torch.randint(0, 2, (known.stems, s.codes), generator=generator) * 2.0 - 1.0
+        self.register_buffer("code", signs[torch.tensor(known.stem)], persistent=False)
+        self.register_buffer("kind", torch.tensor(known.kind), persistent=False)
+        where = torch.tensor([i for i, own in enumerate(known.trained) if own >= 0])
+        self.register_buffer("own", where, persistent=False)
+        self.register_buffer("log_unknown", torch.tensor(math.log(known.unknown_rows)), persistent=False)
+        self.size = size
+        for name, gain, std in (("embed", 0.5, 0.5), ("head", 0.1, 0.02)):
+            self.register_parameter(f"{name}_gain", nn.Parameter(torch.full((known.kinds,), gain)))
+            self.register_parameter(f"{name}_kind", normal(known.kinds, s.hidden - s.codes, std=std))
+            self.register_parameter(f"{name}_own", normal(rows, s.hidden, std=std / 4))
+            self.register_parameter(f"{name}_unknown", normal(s.hidden, std=std))
+        n, h = s.layers, s.hidden
+        self.qkv = normal(n, s.qkv, h, std=h**-0.5)
+        self.qkv_bias = nn.Parameter(torch.zeros(n, s.qkv))
+        self.sinks = nn.Parameter(torch.zeros(n, s.heads))
+        self.out = normal(n, h, s.heads * s.head_dim, std=0.3 * (s.heads * s.head_dim) ** -0.5)
+        self.out_bias = nn.Parameter(torch.zeros(n, h))
+        self.router = normal(n, s.experts, h, std=h**-0.5)
+        self.router_bias = nn.Parameter(torch.zeros(n, s.experts))
+        self.gate_up = normal(n, s.experts, 2 * s.intermediate, h, std=h**-0.5)
+        self.gate_up_bias = nn.Parameter(torch.zeros(n, s.experts, 2 * s.intermediate))
+        self.down = normal(n, s.experts, h, s.intermediate, std=0.3 * s.intermediate**-0.5)
+        self.down_bias = nn.Parameter(torch.zeros(n, s.experts, h))
+        self.attention_norm = nn.Parameter(torch.ones(n, h))
+        self.mlp_norm = nn.Parameter(torch.ones(n, h))
+        self.norm = nn.Parameter(torch.ones(h))
+        self.register_buffer("frequencies", torch.tensor(s.frequencies(), dtype=torch.float32), persistent=False)
+        self.swiglu = swiglu
+        self.rounding = {"mxfp4": mxfp4, "short_bf16": short_bf16}
+
+    # -- weights as shipped -----------------------------------------------------------------------------------
+
+    def rows(self, name: str) -> Tensor:
+        """Embedding or head rows [K + 1, H] as shipped; the last stands for every unknown token."""
+        gain, kind = getattr(self, f"{name}_gain"), getattr(self, f"{name}_kind")
+        own, unknown = getattr(self, f"{name}_own"), getattr(self, f"{name}_unknown")
+        base = torch.cat((self.code * gain[self.kind][:, None], kind[self.kind]), dim=1)
+        base = base.index_add(0, self.own, own)
+        rows = torch.cat((base, unknown[None]))
+        return through(self.rounding["short_bf16"](rows.detach(), ROW_BITS), rows)
+
+    def shipped(self) -> dict[str, Tensor]:
+        """All weights rounded to the formats they ship in (fp32, differentiable)."""
+        short, four = self.rounding["short_bf16"], self.rounding["mxfp4"]
+        rounded = {
+            name: through(short(w.detach(), ATTENTION_BITS), w) for name, w in (("qkv", self.qkv), ("out", self.out))
+        }
+        rounded |= {name: through(four(w.detach()), w) for name, w in (("gate_up", self.gate_up), ("down", self.down))}
+        return rounded | {"embed": self.rows("embed"), "head": self.rows("head")}
+
+    # -- forward ----------------------------------------------------------------------------------------------
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        turn = positions.float()[..., None] * self.frequencies
+        return turn.cos() * self.shape.concentration, turn.sin() * self.shape.concentration
+
+    def forward(
+        self, tokens: Tensor, w: dict[str, Tensor], dtype: torch.dtype, store: list[Tensor] | None = None
+    ) -> Tensor:
+        """Tokens [B, L] -> final normed hidden states [B, L, H]. `store` collects keys and values per layer."""
+        s = self.shape
+        b, length = tokens.shape
+        x = F.embedding(tokens, w["embed"])
+        cos, sin = self.angles(torch.arange(length, device=tokens.device))
+        for layer in range(s.layers):
+            h = rms_norm(x, self.attention_norm[layer], s.eps).to(dtype)
+            q, k, v = self.project(h, w["qkv"][layer], layer)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            if store is not None:
+                store += [k, v]
+            attend = self.sliding if s.sliding(layer) else self.full
+            mixed = attend(q, k, v, self.sinks[layer].to(dtype)).transpose(1, 2).reshape(b, length, -1)
+            x = x + F.linear(mixed, w["out"][layer].to(dtype), self.out_bias[layer].to(dtype))
+            x = x + self.experts(rms_norm(x, self.mlp_norm[layer], s.eps).to(dtype), w, layer)
+        return rms_norm(x, self.norm, s.eps)
+
+    def project(self, h: Tensor, weight: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, L, H] -> q [B, heads, L, D], k and v [B, kv_heads, L, D]."""
+        s = self.shape
+        mixed = F.linear(h, weight.to(h.dtype), self.qkv_bias[layer].to(h.dtype))
+        heads = mixed.unflatten(-1, (-1, s.head_dim)).transpose(1, 2)
+        q, k, v = heads.split((s.heads, s.kv_heads, s.kv_heads), dim=1)
+        return q, k, v
+
+    def experts(self, h: Tensor, w: dict[str, Tensor], layer: int) -> Tensor:
+        s = self.shape
+        flat = h.reshape(-1, s.hidden)
+        scores = F.linear(flat, self.router[layer].to(h.dtype), self.router_bias[layer].to(h.dtype)).float()
+        top, chosen = scores.topk(s.active, dim=-1)
+        weights = torch.zeros_like(scores).scatter(-1, chosen, top.softmax(-1))
+        gate_up = F.linear(
+            flat, w["gate_up"][layer].flatten(0, 1).to(h.dtype), self.gate_up_bias[layer].flatten().to(h.dtype)
+        )
+        active = self.swiglu(gate_up.unflatten(-1, (s.experts, -1)), weights, s.limit, s.alpha)
+        down = w["down"][layer].transpose(0, 1).flatten(1).to(h.dtype)  # [H, E * I]
+        result = F.linear(active.flatten(1), down) + weights.to(h.dtype) @ self.down_bias[layer].to(h.dtype)
+        return result.view(h.shape)
+
+    def with_sink(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Eight more dimensions, and `pad` keys in front, the first of which scores exactly `sinks` and has value zero."""
+        s = self.shape
+        more = torch.zeros(*q.shape[:-1], 8, dtype=q.dtype, device=q.device)
+        more = torch.cat((sinks.view(1, -1, 1, 1).expand(*q.shape[:-1], 1), more[..., 1:]), dim=-1)
+        q = torch.cat((q, more), dim=-1)
+        k, v = F.pad(k, (0, 8, pad, 0)), F.pad(v, (0, 8, pad, 0))
+        one = torch.zeros_like(k)
+        one[..., 0, s.head_dim] = s.head_dim**0.5
+        return q, k + one, v
+
+    def full(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+        d = self.shape.head_dim
+        q, k, v = self.with_sink(q, k, v, sinks, 1)
+        q = F.pad(q, (0, 0, 1, 0))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=d**-0.5, enable_gqa=True)
+        return mixed[:, :, 1:, :d]
+
+    def sliding(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+        """Chunks of a window's length, each of which sees itself and the chunk before."""
+        s, w = self.shape, self.shape.window
+        b, heads, length, d = q.shape
+        extra = -length % w
+        n = (length + extra) // w
+        q, k, v = (F.pad(each, (0, 0, 0, extra)) for each in (q, k, v))
+
+        def pairs(x: Tensor) -> Tensor:
+            x = F.pad(x, (0, 0, w, 0)).unflatten(2, (n + 1, w))
+            x = torch.cat((x[:, :, :-1], x[:, :, 1:]), dim=3)  # [B, kv, n, 2w, D]
+            x = x.transpose(1, 2).flatten(0, 1)
+            return x.repeat_interleave(s.heads // s.kv_heads, dim=1)
+
+        q = q.unflatten(2, (n, w)).transpose(1, 2).flatten(0, 1)
+        q, k, v = self.with_sink(q, pairs(k), pairs(v), sinks, 8)
+        row = torch.arange(w, device=q.device)[:, None] + w
+        column = torch.arange(2 * w, device=q.device)[None]
+        near = (column <= row) & (row - column < w)
+        first = near & (column >= w)
+        sink = torch.zeros(w, 8, dtype=torch.bool, device=q.device)
+        sink[:, 0] = True
+        visible = torch.stack([torch.cat((sink, each), dim=1) for each in (first, near)])
+        bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, float("-inf"))
+        index = (torch.arange(n, device=q.device) > 0).long().repeat(b)
+        mask = bias[index][:, None].expand(-1, heads, -1, -1)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=d**-0.5)
+        mixed = mixed[..., :d].unflatten(0, (b, n)).transpose(1, 2).flatten(2, 3)
+        return mixed[:, :, :length]
+
+    # -- loss -------------------------------------------------------------------------------------------------
+
+    def logits(self, hidden: Tensor, w: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """[..., H] -> [..., K + 1] fp32; the last is the logit of each single unknown token."""
+        return F.linear(hidden.to(dtype), w["head"].to(dtype)).float()
+
+    def loss(self, tokens: Tensor, targets: Tensor, w: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Sum of cross-entropies over the whole vocabulary, and how many targets there were."""
+        hidden = self(tokens, w, dtype)
+        chosen = targets >= 0
+        logits = self.logits(hidden[chosen], w, dtype)
+        logits = torch.cat((logits[:, :-1], logits[:, -1:] + self.log_unknown), dim=1)
+        return F.cross_entropy(logits, targets[chosen].long(), reduction="sum"), chosen.sum()
