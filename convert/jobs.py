@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,7 +11,7 @@ import numpy as np
 
 from mlx_gptoss.convert.files import Bytes
 from mlx_gptoss.convert.tensors import Rows
-from mlx_gptoss.folder import byte_length
+from mlx_gptoss.folder import PAGE_BYTES, byte_length
 
 CHUNK_BYTES = 4 << 20
 
@@ -67,10 +68,14 @@ class Copy:
         return None
 
 
-def row_chunks(tensor: Rows, chunk_bytes: int = CHUNK_BYTES, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """(first row, count) of successive chunks of at most `chunk_bytes`, whole multiples of `multiple` rows."""
+def row_chunks(tensor: Rows, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
+    """(first row, count) of successive chunks of at most `chunk_bytes`.
+
+    Where rows allow it, a chunk (but the last) is whole pages, so that it can be written past the page cache.
+    """
     step = max(1, chunk_bytes // max(1, tensor.row_bytes))
-    step = max(multiple, step // multiple * multiple)
+    multiple = PAGE_BYTES // math.gcd(PAGE_BYTES, tensor.row_bytes)
+    step = step // multiple * multiple or step
     for start in range(0, tensor.rows, step):
         yield start, min(step, tensor.rows - start)
 

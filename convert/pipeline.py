@@ -7,7 +7,7 @@ and records them in the journal. A fixed set of buffers goes round, so a slow di
 from __future__ import annotations
 
 import hashlib
-import os
+import mmap
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ import numpy as np
 from mlx_gptoss.convert.files import Bytes
 from mlx_gptoss.convert.journal import Finished, Journal
 from mlx_gptoss.convert.layout import Placement
+from mlx_gptoss.convert.shard_file import ShardFile
 
 BUFFERS = 6
 _POLL_S = 0.2
@@ -43,19 +44,20 @@ class _End:
 
 @dataclass(slots=True)
 class Pipeline:
-    """Writes chunks to the open target files `fds` and records finished jobs in `journal`.
+    """Writes chunks to the open target files and records finished jobs in `journal`.
 
     `progress` is called from worker threads with the number of bytes just written.
     `sync_bytes`: finished tensors are recorded when this much has gathered (and at the end).
     """
 
-    fds: Mapping[str, int]
+    files: Mapping[str, ShardFile]
     journal: Journal
     buffer_bytes: int
     progress: Callable[[int], None]
     sync_bytes: int = 256 << 20
     finished: dict[str, Finished] = field(default_factory=dict)
     _error: BaseException | None = None
+    _lent: dict[int, Bytes] = field(default_factory=dict)
     _free: queue.Queue[Bytes] = field(default_factory=queue.Queue)
     _to_hash: queue.Queue[_Chunk | _End | None] = field(default_factory=queue.Queue)
     _to_write: queue.Queue[_Chunk | _End | None] = field(default_factory=queue.Queue)
@@ -66,7 +68,7 @@ class Pipeline:
     def start(self) -> None:
         """Starts the workers."""
         for _ in range(BUFFERS):
-            self._free.put(np.empty(self.buffer_bytes, np.uint8))
+            self._free.put(page_aligned(self.buffer_bytes))
         for target in (self._hash, self._write, self._record):
             thread = threading.Thread(target=self._guard, args=(target,), daemon=True)
             thread.start()
@@ -76,6 +78,7 @@ class Pipeline:
         """A buffer of `count` bytes, waiting for one to come back. A longer one is made anew."""
         base = self._take()
         if count <= len(base):
+            self._lent[base.ctypes.data] = base
             return base[:count]
         self._free.put(base)
         return np.empty(count, np.uint8)
@@ -91,7 +94,7 @@ class Pipeline:
     def put(self, place: Placement, position: int, data: Bytes) -> None:
         """Sends the next bytes of a tensor, `position` bytes from its start. `data` must not be touched afterwards."""
         self._check()
-        base = data.base if isinstance(data.base, np.ndarray) and len(data.base) == self.buffer_bytes else None
+        base = self._lent.pop(data.ctypes.data, None)
         if base is None and self._to_write.qsize() >= BUFFERS:
             self._wait_for_room()
         chunk = _Chunk(place, position, data, base)
@@ -143,7 +146,7 @@ class Pipeline:
     def _write(self) -> None:
         while (item := self._to_write.get()) is not None:
             if isinstance(item, _Chunk):
-                write_all(self.fds[item.place.file], item.data, item.place.offset + item.position)
+                self.files[item.place.file].write(item.data, item.place.offset + item.position)
                 self.progress(len(item.data))
             self._done(item)
 
@@ -172,7 +175,7 @@ class Pipeline:
                     continue
             if batch:
                 for name in sorted(files):
-                    sync_data(self.fds[name])
+                    self.files[name].sync()
                 self.journal.append(batch)
                 self.finished.update(batch)
                 batch, files, gathered = {}, set(), 0
@@ -180,17 +183,6 @@ class Pipeline:
                 return
 
 
-def write_all(fd: int, data: Bytes, offset: int) -> None:
-    """pwrite until everything is written."""
-    view = data.data
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def sync_data(fd: int) -> None:
-    """Forces a file's bytes to disk."""
-    if hasattr(os, "fdatasync"):
-        os.fdatasync(fd)
-    else:
-        os.fsync(fd)
+def page_aligned(count: int) -> Bytes:
+    """A buffer of `count` bytes that starts on a page, as unbuffered writes need."""
+    return np.frombuffer(mmap.mmap(-1, count), np.uint8)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlx_gptoss.convert.journal import JOURNAL_NAME
 from mlx_gptoss.convert.layout import Layout, Shard
+from mlx_gptoss.convert.shard_file import ShardFile, open_shard
 from mlx_gptoss.errors import ConversionError, GptOssError, InsufficientDiskError
 from mlx_gptoss.folder import CONFIG_NAME
 
@@ -86,27 +87,11 @@ class Target:
             total += os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_blocks * 512
         return total
 
-    def open_shard(self, shard: Shard) -> int:
+    def open_shard(self, shard: Shard) -> ShardFile:
         """Opens a shard for writing, at its full length and with its header. The caller closes it."""
-        if self.size_of(shard.name) is None and shard.name in self.names():
-            os.unlink(shard.name, dir_fd=self.fd)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(shard.name, flags, 0o666, dir_fd=self.fd)
-        try:
-            if os.fstat(fd).st_size != shard.size:
-                os.ftruncate(fd, 0)
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(fd, 0, shard.size)
-                else:
-                    os.ftruncate(fd, shard.size)
-            view = memoryview(shard.header)
-            done = 0
-            while done < len(view):
-                done += os.pwrite(fd, view[done:], done)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        if self.size_of(shard.name) is None:
+            self.unlink(shard.name)
+        return open_shard(self.fd, shard)
 
     def replace(self, name: str, data: bytes) -> None:
         """Writes a small file by rename: it is there whole or not at all."""

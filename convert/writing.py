@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from os import close as close_fd
 
 from mlx_gptoss.convert.jobs import CHUNK_BYTES, Job
 from mlx_gptoss.convert.journal import Finished, Journal, open_journal, read_journal
 from mlx_gptoss.convert.layout import Layout
 from mlx_gptoss.convert.pipeline import Pipeline
+from mlx_gptoss.convert.shard_file import ShardFile
 from mlx_gptoss.convert.target import Target, as_own_error, check_space
 from mlx_gptoss.errors import CheckpointError, InsufficientDiskError
 
@@ -61,18 +61,18 @@ class Writing:
 
     def _write_shards(self) -> None:
         journal = open_journal(self.target.fd, self.key)
-        fds: dict[str, int] = {}
+        files: dict[str, ShardFile] = {}
         try:
             fresh: set[str] = set()
             for shard in self.layout.shards:
                 if self.target.size_of(shard.name) != shard.size:
                     fresh.add(shard.name)
-                fds[shard.name] = self.target.open_shard(shard)
+                files[shard.name] = self.target.open_shard(shard)
             self.finished = self._still_there(journal, fresh)
-            self._stream(fds, journal)
+            self._stream(files, journal)
         finally:
-            for fd in fds.values():
-                close_fd(fd)
+            for file in files.values():
+                file.close()
             journal.close()
 
     def _still_there(self, journal: Journal, fresh: set[str]) -> dict[str, Finished]:
@@ -89,11 +89,11 @@ class Writing:
         if self.progress is not None:
             self.progress(self._written, self.layout.payload)
 
-    def _stream(self, fds: dict[str, int], journal: Journal) -> None:
+    def _stream(self, files: dict[str, ShardFile], journal: Journal) -> None:
         pending = [i for i, places in enumerate(self.layout.places) if places[0].output.name not in self.finished]
         left = sum(p.output.nbytes for i in pending for p in self.layout.places[i])
         self._advance(self.layout.payload - left)
-        pipeline = Pipeline(fds, journal, CHUNK_BYTES, self._advance, self.sync_bytes)
+        pipeline = Pipeline(files, journal, CHUNK_BYTES, self._advance, self.sync_bytes)
         pipeline.start()
         aborted = True
         try:
