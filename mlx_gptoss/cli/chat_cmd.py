@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from mlx_gptoss.chat import Chat
 from mlx_gptoss.cli.chat_session import ChatSession, Leave
 from mlx_gptoss.cli.loading import load
 from mlx_gptoss.cli.options import generation_options, sampling_from
@@ -81,10 +80,10 @@ def chat(tools: tuple[str, ...], **options: Any) -> None:
         )
         if interactive:
             click.secho(f"{llm.name or 'model'}: /help for commands, Ctrl-D to leave.", dim=True, err=True)
-        _loop(session, conversation, lines_from_terminal() if interactive else lines_from_pipe(), interactive)
+        _loop(session, lines_from_terminal() if interactive else lines_from_pipe(), interactive=interactive)
 
 
-def _loop(session: ChatSession, conversation: Chat, lines: Iterator[str], interactive: bool) -> None:
+def _loop(session: ChatSession, lines: Iterator[str], *, interactive: bool) -> None:
     for line in lines:
         try:
             session.handle(line)

@@ -19,7 +19,6 @@ from mlx_gptoss.errors import GptOssError
 DEBUG_VARIABLE = "MLX_GPTOSS_DEBUG"
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
 
 # Commands load when they are used: `--help` and completion stay quick, and a command's imports cost only itself.
 COMMANDS: Mapping[str, str] = {
@@ -127,7 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("mlx-gptoss: interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
+        # Nobody reads any more: end quietly, with the code that click gives for it.
         silence_stdout()
-        sys.exit(EXIT_BROKEN_PIPE)
+        sys.exit(EXIT_ERROR)
     except Exception as error:
         sys.exit(report(error))
