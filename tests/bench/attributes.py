@@ -79,8 +79,7 @@ def lint_text(text: str) -> list[Diagnostic]:
     for match in _KERNEL.finditer(blank):
         found.extend(_kernel(text, blank, match))
     for pattern, rule, message in _FORBIDDEN:
-        for hit in pattern.finditer(blank):
-            found.append(_at(text, hit.start(), rule, message))
+        found.extend(_at(text, hit.start(), rule, message) for hit in pattern.finditer(blank))
     return sorted(found, key=lambda d: (d.line, d.column))
 
 

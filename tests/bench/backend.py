@@ -78,7 +78,7 @@ class BenchBackend:
         output_shapes: Sequence[tuple[int, ...]],
         output_dtypes: Sequence[mx.Dtype],
     ) -> list[mx.array]:
-        """Runs one kernel. Raises ShaderCompileError and ShaderFault."""
+        """Runs one kernel. Raises ShaderCompileError and ShaderFaultError."""
         check_launch(kernel, inputs, template, grid, threadgroup, output_shapes, output_dtypes)
         spec = self._spec(kernel)
         if self._strict:

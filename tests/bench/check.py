@@ -49,8 +49,8 @@ def check_text(text: str) -> list[Diagnostic]:
 
 def _check_text(text: str) -> list[Diagnostic]:
     dropped = drop_metal_includes(text)
-    unit = f'#include "msl.h"\nnamespace msl_user {{\n#line 1 "{TEXT_NAME}"\n{raw_kernel(dropped)}\n}}\n'
-    return _merge(lint_text(text), _clang(unit, text, 4, tree=True))
+    unit = f'namespace msl_user {{\n#line 1 "{TEXT_NAME}"\n{raw_kernel(dropped)}\n}}\n'
+    return _merge(lint_text(text), _clang(unit, text, 3, tree=True))
 
 
 def check_kernel(

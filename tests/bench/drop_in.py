@@ -20,7 +20,7 @@ def bench_metal_kernel(
     ensure_row_contiguous: bool = True,
     atomic_outputs: bool = False,
 ) -> Callable[..., list[mx.array]]:
-    """A callable with the signature of `mx.fast.metal_kernel`'s result; it runs at once and returns evaluated arrays."""
+    """A callable with the signature of `mx.fast.metal_kernel`'s result; it runs at once."""
     spec = KernelSpec(
         name, tuple(input_names), tuple(output_names), source, header, ensure_row_contiguous, atomic_outputs
     )

@@ -70,7 +70,7 @@ def element_type(dtype: object) -> ElementType:
 
 
 def to_numpy(value: object) -> tuple[Array, ElementType]:
-    """The elements of an input as a numpy array of its storage type (no copy where the library allows), and its type."""
+    """The elements of an input as a numpy array of its storage type (a view where it can be), and its type."""
     if isinstance(value, Bfloat16):
         return np.asarray(value.bits, dtype=np.uint16), _TYPES["bfloat16"]
     if isinstance(value, mx.array):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.bench.dtypes import Array, ElementType, element_type, to_floats, to_numpy
-from tests.bench.faults import ShaderCompileError, ShaderFault
+from tests.bench.faults import ShaderCompileError, ShaderFaultError
 from tests.bench.lines import line_of
 from tests.bench.memory import GuardedBuffer, Side, allocate, element_bits, fill
 from tests.bench.native import FAULT_KINDS, Buffer, Launch, Runtime, runtime
@@ -110,7 +110,7 @@ def run_kernel(
     """Executes one launch as `mx.fast.metal_kernel` would.
 
     `guard` places every buffer against the page that faults behind ("end") or before ("start") it; "fast" leaves large
-    inputs where they are. Raises ShaderCompileError and ShaderFault.
+    inputs where they are. Raises ShaderCompileError and ShaderFaultError.
     """
     spec = KernelSpec(
         spec.name,
@@ -176,7 +176,7 @@ def _extent(array: Array, kind: ElementType) -> int:
     """Bytes from the first to the last element of an array with non-negative strides."""
     if array.size == 0:
         return 0
-    return sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + kind.size
+    return int(sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))) + kind.size
 
 
 def _bind_output(
@@ -233,7 +233,7 @@ def _launch(
         launch.group[i] = min(threadgroup[i], grid[i])
     lanes = launch.group[0] * launch.group[1] * launch.group[2]
     if not 0 < lanes <= 1024:
-        raise ShaderFault(text.function, "launch", f"a threadgroup of {lanes} threads: Metal allows 1 to 1024")
+        raise ShaderFaultError(text.function, "launch", f"a threadgroup of {lanes} threads: Metal allows 1 to 1024")
     launch.schedule = _SCHEDULES[schedule]
     launch.checked = checked
     launch.seed = seed
@@ -247,7 +247,7 @@ def _launch(
         if b.guarded is not None:
             offset = b.guarded.overrun()
             if offset is not None:
-                raise ShaderFault(
+                raise ShaderFaultError(
                     text.function, "out_of_bounds", "write outside a buffer", buffer=b.name, offset=offset
                 )
     return launch
@@ -261,7 +261,7 @@ def _metadata(role: str, array: Array, kind: ElementType) -> Array:
     return np.array([array.ndim], np.int32)
 
 
-def _fault(path: Path, text: MetalText, launch: Launch, bound: Sequence[_Bound]) -> ShaderFault:
+def _fault(path: Path, text: MetalText, launch: Launch, bound: Sequence[_Bound]) -> ShaderFaultError:
     kind = FAULT_KINDS[launch.status]
     message = bytes(launch.message).decode(errors="replace")
     buffer, offset = None, None
@@ -281,7 +281,7 @@ def _fault(path: Path, text: MetalText, launch: Launch, bound: Sequence[_Bound])
     if line is None and launch.fault_code:
         line = line_of(path, launch.fault_code, TEXT_NAME)
     group = launch.fault_threadgroup
-    return ShaderFault(
+    return ShaderFaultError(
         text.function,
         kind,
         message,
@@ -315,7 +315,7 @@ def _check_written(text: MetalText, bound: _Bound, kind: ElementType, array: Arr
         missing = np.flatnonzero(array.reshape(-1).view(f"u{kind.size}") == kind.poison)
     if missing.size:
         count = len(np.unique(missing))
-        raise ShaderFault(
+        raise ShaderFaultError(
             text.function,
             "unwritten",
             f"{count} of {array.size} elements were never written, the first is element {int(missing[0])}",

@@ -2,7 +2,7 @@
 
 KernelError                 (mlx_gptoss.errors)
 ├── ShaderCompileError      the text is not legal: `diagnostics` holds every reason
-└── ShaderFault             the text is legal and did something wrong: `kind`, `buffer`, `threadgroup`, `lane`, ...
+└── ShaderFaultError             the text is legal and did something wrong: `kind`, `buffer`, `threadgroup`, `lane`, ...
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ShaderCompileError(KernelError):
         return f"kernel {self.kernel} is not legal Metal\n{lines}"
 
 
-class ShaderFault(KernelError):
+class ShaderFaultError(KernelError):
     """A kernel did something undefined while it ran.
 
     `kind` is one of fault, out_of_bounds, divergence, threadgroup_memory, inactive_lane, arithmetic, timeout,

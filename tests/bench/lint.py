@@ -27,7 +27,7 @@ _DECLARED = ("ParmVarDecl", "VarDecl", "FieldDecl")
 _CASTS = ("CStyleCastExpr", "CXXFunctionalCastExpr", "CXXStaticCastExpr", "CXXReinterpretCastExpr")
 _COMPARISONS = ("==", "!=", "<", ">", "<=", ">=")
 _VECTOR = re.compile(
-    r"ext_vector_type|^(?:const )?(?:__\w+ )?(?:float|half|bfloat|char|uchar|short|ushort|int|uint|long|ulong)[234]$|vec<"
+    r"ext_vector_type|^(?:const )?(?:__\w+ )?(?:float|half|bfloat|u?(?:char|short|int|long))[234]$|vec<"
 )
 _TAKES_BOOLS = ("any", "all", "select")
 
@@ -59,8 +59,8 @@ class Lint:
         if kind == "CXXMethodDecl":
             self._methods[node["id"]] = _type(node)
         if kind in ("FunctionDecl", "CXXMethodDecl"):
-            previous = node.get("previousDecl")
-            function = self._first_declared.get(previous, previous) if previous else node["id"]
+            earlier = str(node.get("previousDecl", node["id"]))
+            function = self._first_declared.get(earlier, earlier)
             self._first_declared[node["id"]] = function
             self._functions[function] = node
             self._calls.setdefault(function, set())

@@ -150,7 +150,7 @@ def execution_unit(metal: MetalText) -> str:
     arguments = f"<{', '.join(metal.template_arguments)}>" if metal.template_arguments else ""
     values = ", ".join(_value(p) for p in metal.parameters)
     return (
-        f'#include "msl.h"\n{_THREAD}\n#line 1 "{TEXT_NAME}"\n{kernel}\n#line 1 "entry.h"\n'
+        f'{_THREAD}\n#line 1 "{TEXT_NAME}"\n{kernel}\n#line 1 "entry.h"\n'
         f"struct msl_arguments {{ {fields} }};\n"
         'extern "C" __attribute__((visibility("default"))) void msl_entry(const __generic msl_arguments* a, '
         f"const __generic msl_thread_info* t) {{ {metal.function}{arguments}({values}); }}\n"
@@ -169,8 +169,8 @@ def raw_unit(metal: MetalText) -> tuple[str, int]:
     aliases = _aliases(metal.template_names, metal.template_arguments)
     lead = f"namespace msl_raw {{ {aliases} __kernel" + signature.removeprefix("[[kernel]]")
     newline = "\n" if metal.template_names else ""
-    unit = f'#include "msl.h"\nnamespace msl_user {{\n#line 1 "{TEXT_NAME}"\n{header}{newline}{lead}{metal.body}\n}}\n}}\n}}\n'
-    return unit, 4
+    unit = f'namespace msl_user {{\n#line 1 "{TEXT_NAME}"\n{header}{newline}{lead}{metal.body}\n}}\n}}\n}}\n'
+    return unit, 3
 
 
 def raw_kernel(text: str) -> str:

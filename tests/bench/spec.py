@@ -1,8 +1,8 @@
 """The text that MLX would compile: `mx.fast.metal_kernel`'s arguments in, the generated Metal source out.
 
-The rules are MLX's: an input of fewer than 8 elements arrives in `constant`, a 0-d input as a reference; shapes, strides
-and thread attributes are declared when their name occurs in the source. `tests/kernels/test_bench_signature.py` proves
-the text equal to what MLX itself produces.
+The rules are MLX's: an input of fewer than 8 elements arrives in `constant`, a 0-d input as a reference; shapes,
+strides and thread attributes are declared when their name occurs in the source. A test proves the text equal to what
+MLX itself produces.
 """
 
 from __future__ import annotations

@@ -22,14 +22,18 @@ _HERE = Path(__file__).parent
 _SHIM = _HERE / "shim"
 _RUNTIME = _HERE / "runtime"
 _LANGUAGE = (
-    "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-cl_khr_fp64,-__opencl_c_fp64,+cl_khr_fp16 "
-    "-ffp-contract=off -fPIC -O1 -Xclang -ffloat16-excess-precision=none -Xclang -fbfloat16-excess-precision=none "
-    "-gline-tables-only -gdwarf-4 -Wno-unknown-attributes -Wno-duplicate-decl-specifier -Wno-unused-value"
-).split()
+    *("-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc"),
+    *("-Xclang", "-cl-ext=-cl_khr_fp64,-__opencl_c_fp64,+cl_khr_fp16"),
+    *("-ffp-contract=off", "-fPIC", "-O1", "-gline-tables-only", "-gdwarf-4"),
+    *("-fno-delete-null-pointer-checks", "-fno-strict-aliasing"),
+    *("-Xclang", "-ffloat16-excess-precision=none", "-Xclang", "-fbfloat16-excess-precision=none"),
+    *("-Wno-unknown-attributes", "-Wno-duplicate-decl-specifier", "-Wno-unused-value"),
+)
+# The address sanitiser's outlined callbacks tell the runtime of every access, with its width.
 _CHECKED = (
-    "-DMSL_CHECKED -fsanitize=kernel-address -mllvm -asan-instrumentation-with-call-threshold=0 -mllvm -asan-stack=0 "
-    "-mllvm -asan-globals=0 -mllvm -asan-opt=0"
-).split()
+    *("-DMSL_CHECKED", "-fsanitize=kernel-address", "-mllvm", "-asan-instrumentation-with-call-threshold=0"),
+    *("-mllvm", "-asan-stack=0", "-mllvm", "-asan-globals=0", "-mllvm", "-asan-opt=0"),
+)
 _DIAGNOSTIC = re.compile(
     r"^(?P<file>[^:\n]+):(?P<line>\d+):(?P<column>\d+): (?P<level>fatal error|error|warning|note): (?P<text>.*)$"
 )
@@ -140,15 +144,48 @@ def _line(lines: Sequence[str], number: int) -> str:
     return lines[number - 1] if 0 < number <= len(lines) else ""
 
 
+def _flags(checked: bool) -> list[str]:
+    """Everything that must agree between a translation unit and the precompiled shim."""
+    return [*_LANGUAGE, *machine_flags(), *(_CHECKED if checked else ()), "-fno-caret-diagnostics", "-ferror-limit=40"]
+
+
+@functools.cache
+def _shim(checked: bool) -> Path:
+    """The shim as a precompiled header."""
+    target = cache_folder() / f"shim-{key('shim', str(checked), str(_SHIM))}.pch"
+    if target.exists():
+        return target
+    with locked(target.stem):
+        if not target.exists():
+            partial = target.with_suffix(f".{os.getpid()}.tmp")
+            emit = [
+                "-Xclang",
+                "-emit-pch",
+                "-Xclang",
+                "-fno-pch-timestamp",
+                "-c",
+                str(_SHIM / "msl.h"),
+                "-o",
+                str(partial),
+            ]
+            done = _run(["clang", *_flags(checked), *emit])
+            if done.returncode != 0:
+                raise KernelError("the shader bench's shim does not compile", got=done.stderr[-2000:])
+            os.replace(partial, target)
+    return target
+
+
 def syntax_check(unit: str, tree: str | None = None) -> tuple[str, str]:
-    """(messages, syntax tree as JSON) of a translation unit; the tree is of the namespace `tree`, if given."""
+    """(messages, syntax tree as JSON) of a translation unit; the tree is of the namespace `tree`, if given.
+
+    A unit is text in the shim's dialect, the shim itself being there already.
+    """
     dump = ["-Xclang", "-ast-dump=json", "-Xclang", f"-ast-dump-filter={tree}"] if tree else []
-    flags = [*_LANGUAGE, *machine_flags(), "-fno-caret-diagnostics", "-ferror-limit=40", *dump]
-    done = _run(["clang", *flags, "-I", str(_SHIM), "-fsyntax-only", "-"], unit)
+    done = _run(["clang", *_flags(False), "-include-pch", str(_shim(False)), *dump, "-fsyntax-only", "-"], unit)
     return done.stderr, done.stdout
 
 
-def build_kernel(text: str, name: str, checked: bool) -> Path | str:
+def build_kernel(unit: str, name: str, checked: bool) -> Path | str:
     """Compiles a translation unit to a shared library. The path, or the compiler's messages when it fails."""
     target = cache_folder() / f"{name}.so"
     if target.exists():
@@ -157,17 +194,11 @@ def build_kernel(text: str, name: str, checked: bool) -> Path | str:
         if target.exists():
             return target
         part = cache_folder() / f"{name}.{os.getpid()}.o"
-        flags = [
-            *_LANGUAGE,
-            *machine_flags(),
-            *(_CHECKED if checked else ()),
-            "-fno-caret-diagnostics",
-            "-ferror-limit=40",
-        ]
-        done = _run(["clang", *flags, "-I", str(_SHIM), "-c", "-", "-o", str(part)], text)
+        shim = ["-include-pch", str(_shim(checked))]
+        done = _run(["clang", *_flags(checked), *shim, "-c", "-", "-o", str(part)], unit)
         if done.returncode != 0:
             return done.stderr or f"the compiler ended with status {done.returncode}"
-        _link(part, target)
+        _link_all([part], target)
     return target
 
 
@@ -190,10 +221,6 @@ def runtime_library() -> Path:
             parts.append(part)
         _link_all(parts, target)
     return target
-
-
-def _link(part: Path, target: Path) -> None:
-    _link_all([part], target)
 
 
 def _link_all(parts: Sequence[Path], target: Path) -> None:

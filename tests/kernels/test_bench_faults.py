@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.bench import KernelSpec, RunResult, ShaderCompileError, ShaderFault, run_kernel
+from tests.bench import KernelSpec, RunResult, ShaderCompileError, ShaderFaultError, run_kernel
 from tests.bench.executor import Schedule
 
 X = np.arange(64, dtype=np.float32)
@@ -49,8 +49,8 @@ def run(
     )
 
 
-def fault(source: str, kind: str, **options: object) -> ShaderFault:
-    with pytest.raises(ShaderFault) as caught:
+def fault(source: str, kind: str, **options: object) -> ShaderFaultError:
+    with pytest.raises(ShaderFaultError) as caught:
         run(source, **options)  # type: ignore[arg-type]  # the options of `run`, by name
     assert caught.value.kind == kind, str(caught.value)
     return caught.value
@@ -163,8 +163,8 @@ def test_matrix_multiply_without_all_lanes() -> None:
 
 def test_matrix_load_without_all_lanes_when_checked() -> None:
     source = (
-        ID
-        + "y[i] = 0; simdgroup_float8x8 a; if (i % 2) { simdgroup_load(a, x0, 8); } y[i] = simd_sum(a.thread_elements()[0]);"
+        ID + "y[i] = 0; simdgroup_float8x8 a; if (i % 2) { simdgroup_load(a, x0, 8); }\n"
+        "y[i] = simd_sum(a.thread_elements()[0]);"
     )
     fault(source, "divergence", grid=32, group=32, size=32, checked=True)
 
@@ -218,16 +218,16 @@ def test_barrier_without_the_memory_flag_orders_nothing() -> None:
 
 def test_simdgroup_barrier_does_not_order_simdgroups() -> None:
     source = (
-        ID
-        + "threadgroup float part[64]; part[i] = x0[i]; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = part[63 - i];"
+        ID + "threadgroup float part[64]; part[i] = x0[i]; simdgroup_barrier(mem_flags::mem_threadgroup);\n"
+        "y[i] = part[63 - i];"
     )
     fault(source, "uninitialised", checked=True)
 
 
 def test_simdgroup_barrier_orders_its_simdgroup() -> None:
     source = (
-        ID
-        + "threadgroup float part[64]; part[i] = x0[i]; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = part[i ^ 1];"
+        ID + "threadgroup float part[64]; part[i] = x0[i]; simdgroup_barrier(mem_flags::mem_threadgroup);\n"
+        "y[i] = part[i ^ 1];"
     )
     assert run(source, checked=True).outputs[0][0] == 1.0
 

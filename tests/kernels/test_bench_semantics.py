@@ -303,8 +303,7 @@ def test_schedules_differ() -> None:
 
 def test_traffic_is_counted_by_width() -> None:
     source = ID + (
-        "float4 v = ((const device float4*)x0)[i];\n"
-        "y[i] = v.x + v.y + v.z + v.w + float(x1[i / 8]) + x0[0];\n"
+        "float4 v = ((const device float4*)x0)[i];\ny[i] = v.x + v.y + v.z + v.w + float(x1[i / 8]) + x0[0];\n"
     )
     x, scales = np.ones((128,), np.float32), np.ones(8, np.uint8)
     result = run(source, [x, scales], (32,), count_bytes=True)

@@ -2,6 +2,7 @@
 #pragma once
 #include <pthread.h>
 #include <setjmp.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "launch.h"
@@ -79,6 +80,11 @@ struct State {
 
 extern State g;
 
+extern const char* const kind_names[];
+
+// Hands the running lane back to the scheduler until its meeting is complete.
+void wait(LaneState state, uint32_t kind, uint32_t line);
+void* map_guarded(size_t bytes, size_t page);
 void say(const char* format, ...);
 [[noreturn]] void fail(Status status, uint32_t line);
 
