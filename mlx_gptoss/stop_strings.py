@@ -16,7 +16,12 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self._logprobs: list[TokenLogprob] = []
-        self.found = False
+        self.matched: str | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether a stop string came."""
+        return self.matched is not None
 
     def feed(self, delta: TextDelta) -> list[TextDelta]:
         """The part of the text so far that may be shown. After `found` nothing more comes."""
@@ -26,10 +31,10 @@ class StopStrings:
             return [delta]
         self._held += delta.text
         self._logprobs += delta.logprobs
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        places = [(place, stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if places:
-            self.found = True
-            return self._release(min(places))
+            place, self.matched = min(places, key=lambda found: found[0])
+            return self._release(place)
         return self._release(len(self._held) - self._undecided())
 
     def flush(self) -> list[TextDelta]:

@@ -29,7 +29,7 @@ from mlx_gptoss.turn_reader import TurnReader
 @dataclass(frozen=True, slots=True)
 class Completion:
     """A whole answer. `logprobs` are of the answer's text alone, when they were asked for; `token_ids` are all
-    generated tokens, the stop token included."""
+    generated tokens, the stop token included; `stop` is the stop string that ended the text, if one did."""
 
     text: str
     reasoning: str
@@ -40,6 +40,7 @@ class Completion:
     timings: Timings
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    stop: str | None = None
 
     @property
     def message(self) -> AssistantMessage:
@@ -98,6 +99,7 @@ class CompletionBuilder:
             timings=self._done.timings,
             token_ids=self._done.token_ids,
             logprobs=tuple(self._logprobs),
+            stop=self._done.stop,
         )
 
 

@@ -89,7 +89,7 @@ class TurnReader:
             reasoning_tokens=self._parser.reasoning_tokens,
         )
         error = str(finished.error) if reason == "error" else None
-        events.append(Done(reason, usage, finished.timings, tuple(self._token_ids), error))
+        events.append(Done(reason, usage, finished.timings, tuple(self._token_ids), error, self._stops.matched))
         return events
 
     def _filter(self, events: list[Event]) -> list[Event]:

@@ -4,8 +4,7 @@ Each row has its own parameters and its own random stream, keyed by its seed and
 tokens do not depend on its neighbours, and a redone step draws the same number.
 
 Top-k and the reported alternatives come from the blocks with the largest maxima (the k largest logits lie in at most
-k blocks), without a sort of the vocabulary; top-p looks at the same candidates where it can (on a CPU, or within
-top-k) and sorts otherwise. The draw uses cumulative sums in two levels (blocks, then inside one block), which keeps
+k blocks), without a sort of the vocabulary; top-p looks at the same candidates within top-k and sorts otherwise. The draw uses cumulative sums in two levels (blocks, then inside one block), which keeps
 the mass of the tail that one long float32 sum would lose.
 """
 
@@ -18,13 +17,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gptoss.engine.constraint import Mask, stack_masks
+from mlx_gptoss.engine.host_draw import draw_on_host
 from mlx_gptoss.engine.row_sampler import LogitEdit, RowSampler
 
 _CANDIDATE_BLOCK = 64
 _CDF_BLOCK = 512
 _LARGEST_UNIFORM = 1.0 - 2.0**-23
 _TOP_K_BY_CANDIDATES = 128
-_NUCLEUS_CANDIDATES = (64, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +47,14 @@ class Sampled:
 
 class Sampler:
     """Samples batches. `blocking` says that waiting for the device costs nothing, because the device is the CPU:
-    then top-p tries a few candidates before it sorts everything."""
+    then the draw is numpy's."""
 
     def __init__(self, blocking: bool | None = None) -> None:
         self.blocking = mx.default_device() == mx.Device(mx.cpu) if blocking is None else blocking
 
     def may_block(self, row: RowSampler) -> bool:
-        """Whether sampling this row may wait for its logits."""
-        return self.blocking and row.params.top_p < 1
+        """Whether sampling this row waits for its logits."""
+        return self.blocking and not row.greedy
 
     def sample(
         self, logits: mx.array, rows: Sequence[RowSampler], masks: Sequence[Mask | None] | None = None
@@ -75,7 +74,12 @@ class Sampler:
             scores = _apply_masks(scores, stack_masks(list(masks), logits.shape[-1]))
         best = mx.argmax(scores, axis=-1).astype(mx.int32)
         peak = mx.take_along_axis(scores, best[:, None], axis=-1)
-        tokens = best if greedy else self._draw(scores, best, peak, rows)
+        if greedy:
+            tokens = best
+        elif self.blocking:
+            tokens = mx.array(draw_on_host(np.array(scores), rows))
+        else:
+            tokens = self._draw(scores, best, peak, rows)
         if reported is None:
             return Sampled(tokens, peak[:, 0])
         total = mx.logsumexp(raw, axis=-1, keepdims=True)
@@ -126,18 +130,17 @@ class Sampler:
     def _nucleus_floor(self, scaled: mx.array, weights: mx.array, shares: mx.array, enough: int | None) -> mx.array:
         """The highest logit such that it and those above hold `shares` of the mass: [S]. `enough` candidates are
         known to hold all of it where it is given."""
-        vocab = scaled.shape[-1]
         wanted = shares * mx.sum(weights, axis=-1, keepdims=True)
-        counts = [enough] if enough is not None else [n for n in _NUCLEUS_CANDIDATES if n < vocab and self.blocking]
-        for count in counts:
-            values, ids = top_candidates(scaled, count)
-            held = mx.where(values > -mx.inf, mx.take_along_axis(weights, ids, axis=-1), 0.0)
-            mass = mx.cumsum(held, axis=-1)
-            if enough is not None or mx.all(mx.logical_or(mass[:, -1:] >= wanted, shares >= 1)).item():
-                return _first_reaching(values, mass, wanted)
-        order = mx.argsort(-scaled, axis=-1)
-        mass = mx.cumsum(mx.take_along_axis(weights, order, axis=-1), axis=-1)
-        return _first_reaching(mx.take_along_axis(scaled, order, axis=-1), mass, wanted)
+        if enough is not None:
+            values, ids = top_candidates(scaled, enough)
+        else:
+            ids = mx.argsort(-scaled, axis=-1)
+            values = mx.take_along_axis(scaled, ids, axis=-1)
+        held = mx.where(values > -mx.inf, mx.take_along_axis(weights, ids, axis=-1), 0.0)
+        mass = mx.cumsum(held, axis=-1)
+        # Sums in another order may differ in the last bit: the last one always reaches.
+        place = mx.argmax(mass >= mx.minimum(wanted, mass[:, -1:]), axis=-1)[:, None]
+        return mx.take_along_axis(values, place, axis=-1)[:, 0]
 
     def _top_k_floor(self, scaled: mx.array, limits: list[int]) -> mx.array:
         vocab = scaled.shape[-1]
@@ -196,13 +199,6 @@ def _inverse_cdf(weights: mx.array, uniform: mx.array) -> mx.array:
     rest = mx.minimum(mx.maximum(target - before, 0.0), inside[:, -1:] * _LARGEST_UNIFORM)
     place = mx.argmax(inside > rest, axis=-1)[:, None]
     return (group.astype(mx.int32) * _CDF_BLOCK + place.astype(mx.int32))[:, 0]
-
-
-def _first_reaching(values: mx.array, mass: mx.array, wanted: mx.array) -> mx.array:
-    """Of values [S, n] in falling order, the first at which the cumulated mass [S, n] reaches `wanted` [S, 1]."""
-    # Sums in another order may differ in the last bit: the last one always reaches.
-    place = mx.argmax(mass >= mx.minimum(wanted, mass[:, -1:]), axis=-1)[:, None]
-    return mx.take_along_axis(values, place, axis=-1)[:, 0]
 
 
 def _apply_masks(scores: mx.array, masks: Mask) -> mx.array:
