@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in range(options.rounds):
         order = [("cp", copy), ("convert", convert)]
         for name, command in order if number % 2 == 0 else reversed(order):
-            for leftover in ("copy", "model"):
-                shutil.rmtree(options.work / leftover, ignore_errors=True)
+            shutil.rmtree(command[-1], ignore_errors=True)
             flush(options.source)
             last = run(["sh", "-c", _SYNCED, "sh", *command])
             results[name].append(last)

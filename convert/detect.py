@@ -11,6 +11,7 @@ from mlx_gptoss.convert.gguf import open_gguf
 from mlx_gptoss.convert.gguf_file import is_gguf
 from mlx_gptoss.convert.huggingface import open_huggingface
 from mlx_gptoss.convert.mlx_lm import open_mlx_lm
+from mlx_gptoss.convert.model_folder import open_model_folder
 from mlx_gptoss.convert.openai import open_openai
 from mlx_gptoss.convert.safetensors import Checkpoint, read_checkpoint
 from mlx_gptoss.convert.source import Source
@@ -46,7 +47,9 @@ def _open(path: Path, adapters: Sequence[Adapter]) -> Source:
             return _open_safetensors(path.parent, read_checkpoint(path.parent, (path.name,)), adapters)
         raise _unknown(path)
     if is_model_folder(path):
-        raise ConversionError("the source is a model folder already", where=str(path))
+        if adapters:
+            raise ConversionError("adapters are merged into Hugging Face checkpoints only", where=str(path))
+        return open_model_folder(path)
     if (path / ADAPTER_CONFIG).is_file():
         raise ConversionError(
             "the source is an adapter, not a model", where=str(path), hint="Give the base model, and this as --adapter"

@@ -79,6 +79,19 @@ def test_precisions_are_mlxs_own_quantisation(tmp_path: Path, choice: str) -> No
         assert same == (not name.endswith(("_proj.weight", "lm_head.weight"))), name
 
 
+def test_a_model_folder_is_a_source_too(tmp_path: Path) -> None:
+    source = write_hf_checkpoint(tmp_path / "hf", CONFIG, 3)
+    convert(source, tmp_path / "plain")
+    convert(source, tmp_path / "direct", head="q6", attention="mxfp8")
+    convert(tmp_path / "plain", tmp_path / "again", head="q6", attention="mxfp8")
+    assert_same(read_folder(tmp_path / "again"), read_folder(tmp_path / "direct"))
+    convert(tmp_path / "direct", tmp_path / "carried")
+    assert_same(read_folder(tmp_path / "carried"), read_folder(tmp_path / "direct"))
+    convert(tmp_path / "direct", tmp_path / "back", head="bf16")
+    assert read_manifest(tmp_path / "back").format_of("head") == LinearFormat("bf16")
+    assert read_manifest(tmp_path / "back").format_of("layers.0.qkv") == LinearFormat("mxfp8", 32)
+
+
 def test_group_32_where_64_does_not_divide(tmp_path: Path) -> None:
     source = write_hf_checkpoint(tmp_path / "hf", tiny_config(num_layers=1))
     convert(source, tmp_path / "model", embedding="q6", attention="q4")
