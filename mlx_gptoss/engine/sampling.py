@@ -4,8 +4,9 @@ Each row has its own parameters and its own random stream, keyed by its seed and
 tokens do not depend on its neighbours, and a redone step draws the same number.
 
 Top-k and the reported alternatives come from the blocks with the largest maxima (the k largest logits lie in at most
-k blocks), without a sort of the vocabulary; top-p looks at the same candidates within top-k and sorts otherwise. The draw uses cumulative sums in two levels (blocks, then inside one block), which keeps
-the mass of the tail that one long float32 sum would lose.
+k blocks), without a sort of the vocabulary; top-p looks at the same candidates within top-k and sorts otherwise. The
+draw uses cumulative sums in two levels (blocks, then inside one block), which keeps the mass of the tail that one long
+float32 sum would lose.
 """
 
 from __future__ import annotations
