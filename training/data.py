@@ -19,7 +19,17 @@ from training.toolbox import CITIES, PREAMBLE_WISHES, Toolbox, announced
 
 LENGTHS = (192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond")
-WEIGHTS = (24, 23, 15, 12, 8, 6, 5, 7)
+WEIGHTS = (18, 21, 12, 17, 11, 10, 5, 6)
+SURVEY_WEIGHTS = (
+    24,
+    23,
+    15,
+    12,
+    8,
+    6,
+    5,
+    7,
+)  # fixed: what the survey draws decides which tokens have rows of their own
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "Answer briefly.", "Be concise.", "Be brief.",
     "You are a friendly assistant. Answer the user's questions.", "Answer in one sentence.", "Be polite.",
@@ -197,7 +207,7 @@ def survey(lexicon: Lexicon, examples: int = 12000, seed: int = 1) -> tuple[set[
     counts: dict[int, int] = {}
     answered: dict[int, int] = {}
     for index in range(examples):
-        task = source.rng.choices(TASKS, WEIGHTS)[0]
+        task = source.rng.choices(TASKS, SURVEY_WEIGHTS)[0]
         example = source.draw(task, EFFORTS[index % 3], longest=500)
         for token in set(example.prompt) | set(example.answer):
             counts[token] = counts.get(token, 0) + 1

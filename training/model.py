@@ -26,6 +26,14 @@ def swiglu(gate_up: Tensor, weights: Tensor, limit: float, alpha: float) -> Tens
     return (gate * torch.sigmoid(alpha * gate) * (up + 1) * weights[..., None]).to(gate_up.dtype)
 
 
+def sink_softmax(scores: Tensor, visible: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Softmax over the last axis of `scores * scale` where `visible`, with one more score, `sinks`, that takes its share."""
+    x = (scores.float() * scale).masked_fill(~visible, float("-inf"))
+    top = torch.maximum(x.amax(-1, keepdim=True), sinks.float()).detach()
+    e = torch.exp(x - top)
+    return (e / (e.sum(-1, keepdim=True) + torch.exp(sinks.float() - top))).to(scores.dtype)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
@@ -76,7 +84,7 @@ class ToyGptOss(nn.Module):
         self.mlp_norm = nn.Parameter(torch.ones(n, h))
         self.norm = nn.Parameter(torch.ones(h))
         self.register_buffer("frequencies", torch.tensor(s.frequencies(), dtype=torch.float32), persistent=False)
-        self.swiglu = swiglu
+        self.swiglu, self.softmax = swiglu, sink_softmax
         self.rounding = {"mxfp4": mxfp4, "short_bf16": short_bf16}
 
     # -- weights as shipped -----------------------------------------------------------------------------------
@@ -147,20 +155,20 @@ class ToyGptOss(nn.Module):
         result = F.linear(active.flatten(1), down) + weights.to(h.dtype) @ self.down_bias[layer].to(h.dtype)
         return result.view(h.shape)
 
-    def with_sink(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Eight more dimensions, and `pad` keys in front, the first of which scores exactly `sinks` and has value zero."""
+    def with_sink(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Eight more dimensions, and a key in front that scores exactly `sinks` and has value zero."""
         s = self.shape
         more = torch.zeros(*q.shape[:-1], 8, dtype=q.dtype, device=q.device)
         more = torch.cat((sinks.view(1, -1, 1, 1).expand(*q.shape[:-1], 1), more[..., 1:]), dim=-1)
         q = torch.cat((q, more), dim=-1)
-        k, v = F.pad(k, (0, 8, pad, 0)), F.pad(v, (0, 8, pad, 0))
+        k, v = F.pad(k, (0, 8, 1, 0)), F.pad(v, (0, 8, 1, 0))
         one = torch.zeros_like(k)
         one[..., 0, s.head_dim] = s.head_dim**0.5
         return q, k + one, v
 
     def full(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
         d = self.shape.head_dim
-        q, k, v = self.with_sink(q, k, v, sinks, 1)
+        q, k, v = self.with_sink(q, k, v, sinks)
         q = F.pad(q, (0, 0, 1, 0))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=d**-0.5, enable_gqa=True)
         return mixed[:, :, 1:, :d]
@@ -170,29 +178,22 @@ class ToyGptOss(nn.Module):
         s, w = self.shape, self.shape.window
         b, heads, length, d = q.shape
         extra = -length % w
-        n = (length + extra) // w
-        q, k, v = (F.pad(each, (0, 0, 0, extra)) for each in (q, k, v))
+        n, groups = (length + extra) // w, heads // s.kv_heads
 
         def pairs(x: Tensor) -> Tensor:
-            x = F.pad(x, (0, 0, w, 0)).unflatten(2, (n + 1, w))
-            x = torch.cat((x[:, :, :-1], x[:, :, 1:]), dim=3)  # [B, kv, n, 2w, D]
-            x = x.transpose(1, 2).flatten(0, 1)
-            return x.repeat_interleave(s.heads // s.kv_heads, dim=1)
+            x = F.pad(x, (0, 0, w, extra)).unflatten(2, (n + 1, w))
+            return torch.cat((x[:, :, :-1], x[:, :, 1:]), dim=3)  # [B, kv, n, 2w, D]
 
-        q = q.unflatten(2, (n, w)).transpose(1, 2).flatten(0, 1)
-        q, k, v = self.with_sink(q, pairs(k), pairs(v), sinks, 8)
+        q = F.pad(q, (0, 0, 0, extra)).view(b, s.kv_heads, groups, n, w, d).transpose(2, 3)
+        scores = q.reshape(b, s.kv_heads, n, groups * w, d) @ pairs(k).mT
         row = torch.arange(w, device=q.device)[:, None] + w
         column = torch.arange(2 * w, device=q.device)[None]
         near = (column <= row) & (row - column < w)
-        first = near & (column >= w)
-        sink = torch.zeros(w, 8, dtype=torch.bool, device=q.device)
-        sink[:, 0] = True
-        visible = torch.stack([torch.cat((sink, each), dim=1) for each in (first, near)])
-        bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, float("-inf"))
-        index = (torch.arange(n, device=q.device) > 0).long().repeat(b)
-        mask = bias[index][:, None].expand(-1, heads, -1, -1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=d**-0.5)
-        mixed = mixed[..., :d].unflatten(0, (b, n)).transpose(1, 2).flatten(2, 3)
+        visible = torch.stack((near & (column >= w), near))[(torch.arange(n, device=q.device) > 0).long()]
+        scores = scores.view(b, s.kv_heads, n, groups, w, 2 * w)
+        shares = self.softmax(scores, visible[:, None], sinks.view(s.kv_heads, 1, groups, 1, 1), d**-0.5)
+        mixed = shares.flatten(3, 4) @ pairs(v)
+        mixed = mixed.unflatten(3, (groups, w)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
         return mixed[:, :, :length]
 
     # -- loss -------------------------------------------------------------------------------------------------
@@ -206,5 +207,7 @@ class ToyGptOss(nn.Module):
         hidden = self(tokens, w, dtype)
         chosen = targets >= 0
         logits = self.logits(hidden[chosen], w, dtype)
-        logits = torch.cat((logits[:, :-1], logits[:, -1:] + self.log_unknown), dim=1)
-        return F.cross_entropy(logits, targets[chosen].long(), reduction="sum"), chosen.sum()
+        # The shared row counts as often as there are rows like it (and once more, which is nothing).
+        total = torch.logaddexp(logits.logsumexp(-1), logits[:, -1] + self.log_unknown)
+        right = logits.gather(-1, targets[chosen].long()[:, None])[:, 0]
+        return (total - right).sum(), chosen.sum()

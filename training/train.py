@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from training import model as model_module
 from training.checkpoint import save
 from training.data import Batch, Source, batches, survey
 from training.lexicon import Known, Lexicon
-from training.model import ToyGptOss, rms_norm, rotate, swiglu
-from training import model as model_module
+from training.model import ToyGptOss, rms_norm, rotate, sink_softmax, swiglu
 from training.muon import Muon
 from training.shape import Shape
 
@@ -49,7 +49,8 @@ def train(arguments: argparse.Namespace) -> None:
     lexicon = Lexicon(arguments.vocabulary)
     known = lexicon.known(*survey(lexicon, arguments.survey))
     context = mp.get_context("fork")
-    longest, queue = context.Value("i", LONGEST[0][1]), context.Queue(maxsize=40)
+    lengths = LONGEST[-1:] if arguments.resume else LONGEST
+    longest, queue = context.Value("i", lengths[0][1]), context.Queue(maxsize=40)
     workers = [
         context.Process(target=feed, args=(lexicon, known, 100 + i, arguments.tokens, longest, queue), daemon=True)
         for i in range(arguments.workers)
@@ -65,6 +66,7 @@ def train(arguments: argparse.Namespace) -> None:
             model.load_state_dict(torch.load(part, map_location=device), strict=False)
     if device.type == "cuda" and not arguments.eager:
         model.swiglu = torch.compile(swiglu, dynamic=True)
+        model.softmax = torch.compile(sink_softmax, dynamic=True)
         model_module.rms_norm = torch.compile(rms_norm, dynamic=True)
         model_module.rotate = torch.compile(rotate, dynamic=True)
     matrices = [model.qkv, model.out, model.gate_up, model.down]
@@ -84,7 +86,7 @@ def train(arguments: argparse.Namespace) -> None:
         if arguments.steps and step >= arguments.steps:
             break
         progress = (time.time() - start) / arguments.seconds
-        longest.value = max(limit for at, limit in LONGEST if progress >= at)
+        longest.value = max([lengths[0][1], *(limit for at, limit in lengths if progress >= at)])
         asked = time.time()
         batch: Batch = queue.get()
         waited += time.time() - asked
@@ -115,7 +117,7 @@ def train(arguments: argparse.Namespace) -> None:
             running = []
     for worker in workers:
         worker.terminate()
-    if not math.isfinite(float(total)):
+    if not math.isfinite(float(total.detach())):
         raise SystemExit("training diverged")
     save(model, known, arguments.out)
     print(f"{step} steps, {seen / 1e6:.0f} million tokens, {time.time() - began:.0f} s in all")
@@ -127,7 +129,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=330)
     parser.add_argument("--steps", type=int, default=0, help="stop after this many steps (0: by time only)")
-    parser.add_argument("--tokens", type=int, default=65536, help="tokens per batch")
+    parser.add_argument("--tokens", type=int, default=32768, help="tokens per batch")
     parser.add_argument("--workers", type=int, default=13)
     parser.add_argument("--survey", type=int, default=12000)
     parser.add_argument("--adam", type=float, default=3e-3)
