@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from mlx_gptoss.cli.loading import byte_progress
+from mlx_gptoss.cli.progress import byte_progress
+from mlx_gptoss.convert.ollama import find_ollama_model
 from mlx_gptoss.hub import PullProgress, RemoteModel
 from mlx_gptoss.hub import pull as pull_model
-from mlx_gptoss.names import DEMO, resolve_model
+from mlx_gptoss.names import DEMO, convert_source, resolve_model
 from mlx_gptoss.registry import Registry, canonical_name
 
 
@@ -18,9 +20,13 @@ from mlx_gptoss.registry import Registry, canonical_name
 @click.argument("name")
 @click.option("--revision", default=None, help="Branch, tag or commit on the hub.")
 @click.option("--keep-download", is_flag=True, help="Keep the hub's files beside the model folder.")
-def pull(name: str, revision: str | None, keep_download: bool) -> None:
+@click.option("--from-ollama", is_flag=True, help="Take NAME (for example gpt-oss:20b) from Ollama's own store.")
+def pull(name: str, revision: str | None, keep_download: bool, from_ollama: bool) -> None:
     """Download NAME (20b, 120b or a hub id), convert it, and make it the default. Resumes when interrupted."""
     registry = Registry()
+    if from_ollama:
+        click.echo(str(take_from_ollama(name, registry)))
+        return
     if canonical_name(name) == DEMO:
         click.echo(str(resolve_model(DEMO, registry=registry)))
         registry.set_default(DEMO)
@@ -43,3 +49,14 @@ def pull(name: str, revision: str | None, keep_download: bool) -> None:
     click.echo(str(folder))
     if sys.stdout.isatty():
         click.echo(f"Ready: mlx-gptoss generate --model {name} 'Hello'", err=True)
+
+
+def take_from_ollama(name: str, registry: Registry) -> Path:
+    """Convert the weights that Ollama has on this disk; nothing is downloaded."""
+    blob = find_ollama_model(name)
+    target = registry.model_folder(name)
+    with byte_progress() as bar:
+        task = bar.add_task("convert", total=blob.stat().st_size)
+        convert_source(blob, target, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    registry.set_default(name)
+    return target

@@ -51,10 +51,8 @@ def test_stats_go_to_stderr(run: Run, model_folder: Path) -> None:
 
 
 def test_schema_holds_even_for_a_random_model(run: Run, model_folder: Path) -> None:
-    schema = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false}'
-    done = run(
-        "generate", "-m", str(model_folder), "--schema", schema, "-n", "400", "--seed", "3", "--json", "-e", "low", "x"
-    )
+    schema = json.dumps({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]})
+    done = run("generate", "-m", str(model_folder), "--schema", schema, "-n", "200", "--seed", "3", "--json", "x")
     answer = json.loads(done.stdout)
     if answer["finish_reason"] == "stop":
         assert isinstance(json.loads(answer["text"])["ok"], bool)
