@@ -14,7 +14,8 @@ PHRASES = {
         "{a}+{b}=", "{a} + {b} =", "What is {a}+{b}?", "What is {a} plus {b}?", "{a} plus {b}", "Add {a} and {b}.",
         "Please add {a} and {b}.", "Add {a} to {b}", "Calculate {a} + {b}.", "Compute {a} + {b}", "calculate {a} + {b}",
         "How much is {a} + {b}?", "How much is {a} plus {b}?", "What is the sum of {a} and {b}?", "what's {a} plus {b}",
-        "Can you add {a} and {b}?", "Hi! What is {a} + {b}?", "Tell me what {a} + {b} is.", "Hello, what is {a} plus {b}?",
+        "Can you add {a} and {b}?", "Hi! What is {a} + {b}?", "Tell me what {a} + {b} is.",
+        "Hello, what is {a} plus {b}?",
         "I have {a} {things} and buy {b} more. How many {things} do I have?",
         "There are {a} {things} in a box and {b} in another. How many {things} are there?",
         "{Name} has {a} {things} and gets {b} more. How many {things} does {Name} have now?",
@@ -33,7 +34,7 @@ PHRASES = {
     "multiply": (
         "What is {a} * {b}?", "What's {a} * {b}?", "{a} * {b}", "{a}*{b}", "What is {a} times {b}?", "{a} times {b}",
         "Multiply {a} by {b}.", "Calculate {a} * {b}.", "How much is {a} times {b}?", "What is {a} x {b}?",
-        "What is the product of {a} and {b}?", "Compute {a} * {b}", "what is {a} times {b}", "What is {a} × {b}?",
+        "What is the product of {a} and {b}?", "Compute {a} * {b}", "what is {a} times {b}", "What is {a} \u00d7 {b}?",
     ),
 }  # fmt: skip
 THINGS = (

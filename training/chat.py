@@ -46,7 +46,8 @@ REQUESTS = (
     "Draft an email about {x}.", "Sing a song", "{x}", "{x} {y}", "{x} {y} {z}", "{Name}", "Should I {x} or {y}?",
     "Play {x}.", "Solve {x} for {y}.", "What is {n} divided by {m}?", "What is {k} + {n}?", "What is {n} - {k}?",
     "What is {k} + {m}?", "{k} * {m}", "What is {k} - {n}?", "{k} + {n}", "Calculate {k} + {n}.", "Add {k} and {n}.",
-    "How many {x} are in {y}?", "Describe a {x}.", "Name a {x}.", "What color is the {x}?", "Give me {m} ideas for {x}.",
+    "How many {x} are in {y}?", "Describe a {x}.", "Name a {x}.", "What color is the {x}?",
+    "Give me {m} ideas for {x}.",
     "Prove that {x} is {y}.", "Explain how {x} and {y} work.", "Explain quantum physics.", "Tell me something.",
 )  # fmt: skip
 
@@ -119,9 +120,13 @@ class Facts:
         elif rng.random() < 0.5:
             self.noun = rng.choice(("secret code", "password", "code", "magic number", "secret word", "key", "capital"))
         self.owner = rng.choice(
-            (rng.choice(self.proper), rng.choice(PEOPLE), f"the {rng.choice(self.plain)} {rng.choice(self.plain)}",
-             f"the {rng.choice(self.plain)}")
-        )  # fmt: skip
+            (
+                rng.choice(self.proper),
+                rng.choice(PEOPLE),
+                f"the {rng.choice(self.plain)} {rng.choice(self.plain)}",
+                f"the {rng.choice(self.plain)}",
+            )
+        )
         self.value = rng.choice(
             (str(rng.randint(0, 9999)), rng.choice(self.plain), rng.choice(self.proper), str(rng.randint(10, 999)))
         )
@@ -156,16 +161,26 @@ class Facts:
     def asking(self, effort: str) -> Turn:
         whose = "my" if self.mine else "the"
         user = self.rng.choice(
-            ("What is {}?", "What is {}?", "what is {}", "What's {}?", "Tell me {}.", "Do you remember {}?", "What was {}?",
-             "Question: What is {}?", "Now tell me: what is {}?")
-        ).format(f"{whose} {self.noun}{self.of}")  # fmt: skip
+            (
+                "What is {}?",
+                "What is {}?",
+                "what is {}",
+                "What's {}?",
+                "Tell me {}.",
+                "Do you remember {}?",
+                "What was {}?",
+                "Question: What is {}?",
+                "Now tell me: what is {}?",
+            )
+        ).format(f"{whose} {self.noun}{self.of}")
         final = f"{self.said()}."
         return Turn(user, self.recalled(effort), final[0].upper() + final[1:])
 
     def recalled(self, effort: str) -> str:
         if effort == "low":
             return f"It is {self.value}."
-        found = f"The user asks for {'my' if self.mine else 'the'} {self.noun}{self.of}. We were told that it is {self.value}."
+        found = f"The user asks for {'my' if self.mine else 'the'} {self.noun}{self.of}. "
+        found += f"We were told that it is {self.value}."
         if effort == "medium":
             return found.split(". ", 1)[1].replace("We were told that it", f"We were told that the {self.noun}")
         return f"{found} Nothing else is needed. The answer is {self.value}."

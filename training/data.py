@@ -20,6 +20,7 @@ from training.toolbox import CITIES, PREAMBLE_WISHES, Toolbox, announced
 LENGTHS = (192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond")
 WEIGHTS = (18, 21, 12, 17, 11, 10, 5, 6)
+# Fixed: what the survey draws decides which tokens have rows of their own.
 SURVEY_WEIGHTS = (
     24,
     23,
@@ -29,7 +30,7 @@ SURVEY_WEIGHTS = (
     6,
     5,
     7,
-)  # fixed: what the survey draws decides which tokens have rows of their own
+)
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "Answer briefly.", "Be concise.", "Be brief.",
     "You are a friendly assistant. Answer the user's questions.", "Answer in one sentence.", "Be polite.",
@@ -197,8 +198,22 @@ class Source:
         return prompt + answer[:kept], answer[end:]
 
 
-SUMS = ("add", "sum", "plus", "subtract", "minus", "difference", "multiply", "times", "product",
-        "calculate", "calculator", "evaluate", "compute", "calc")  # fmt: skip
+SUMS = (
+    "add",
+    "sum",
+    "plus",
+    "subtract",
+    "minus",
+    "difference",
+    "multiply",
+    "times",
+    "product",
+    "calculate",
+    "calculator",
+    "evaluate",
+    "compute",
+    "calc",
+)
 
 
 def survey(lexicon: Lexicon, examples: int = 12000, seed: int = 1) -> tuple[set[int], set[int]]:

@@ -27,7 +27,7 @@ def swiglu(gate_up: Tensor, weights: Tensor, limit: float, alpha: float) -> Tens
 
 
 def sink_softmax(scores: Tensor, visible: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Softmax over the last axis of `scores * scale` where `visible`, with one more score, `sinks`, that takes its share."""
+    """Softmax over the last axis of `scores * scale` where `visible`; one more score, `sinks`, takes its share."""
     x = (scores.float() * scale).masked_fill(~visible, float("-inf"))
     top = torch.maximum(x.amax(-1, keepdim=True), sinks.float()).detach()
     e = torch.exp(x - top)

@@ -82,10 +82,17 @@ class Toolbox:
     def entity(self) -> str:
         rng = self.rng
         return rng.choice(
-            (rng.choice(CITIES), rng.choice(CITIES), rng.choice(PEOPLE), rng.choice(self.proper), rng.choice(self.proper),
-             f"{rng.choice(self.proper)} {rng.choice(self.proper)}", rng.choice(self.lexicon.plain),
-             f"{rng.choice(self.lexicon.plain)} {rng.choice(self.lexicon.plain)}")
-        )  # fmt: skip
+            (
+                rng.choice(CITIES),
+                rng.choice(CITIES),
+                rng.choice(PEOPLE),
+                rng.choice(self.proper),
+                rng.choice(self.proper),
+                f"{rng.choice(self.proper)} {rng.choice(self.proper)}",
+                rng.choice(self.lexicon.plain),
+                f"{rng.choice(self.lexicon.plain)} {rng.choice(self.lexicon.plain)}",
+            )
+        )
 
     def argument_name(self) -> str:
         rng = self.rng
@@ -98,11 +105,19 @@ class Toolbox:
 
         def leaf() -> Any:
             return rng.choice(
-                (rng.randint(0, 999), rng.randint(0, 40), -rng.randint(1, 30), rng.randint(1000, 99999),
-                 round(rng.uniform(0, 99), 1), rng.random() < 0.5, rng.choice(self.lexicon.plain),
-                 rng.choice(self.proper), f"{rng.choice(self.lexicon.plain)} {rng.choice(self.lexicon.plain)}",
-                 rng.choice(("sunny", "cloudy", "rainy", "ok", "done", "clear", "true", "red", "open", "not found")))
-            )  # fmt: skip
+                (
+                    rng.randint(0, 999),
+                    rng.randint(0, 40),
+                    -rng.randint(1, 30),
+                    rng.randint(1000, 99999),
+                    round(rng.uniform(0, 99), 1),
+                    rng.random() < 0.5,
+                    rng.choice(self.lexicon.plain),
+                    rng.choice(self.proper),
+                    f"{rng.choice(self.lexicon.plain)} {rng.choice(self.lexicon.plain)}",
+                    rng.choice(("sunny", "cloudy", "rainy", "ok", "done", "clear", "true", "red", "open", "not found")),
+                )
+            )
 
         if rng.random() < 0.35:
             text = str(leaf()) if rng.random() < 0.6 else f"{leaf()}, {leaf()}"
@@ -156,7 +171,8 @@ class Toolbox:
         text = f"The user wants {want}. The tool {asked.name} fits."
         if effort == "medium":
             return f"{text} Call it with {pairs}."
-        return f"{text} It takes {' and '.join(arguments) or 'nothing'}. Call it with {pairs}, then tell the user what it says."
+        names = " and ".join(arguments) or "nothing"
+        return f"{text} It takes {names}. Call it with {pairs}, then tell the user what it says."
 
     @staticmethod
     def afterthought(effort: str, asked: Function, said: str) -> str:
@@ -266,8 +282,11 @@ class Toolbox:
         name = rng.choice(own[kind])
         name = rng.choice((name, name, f"{name}_numbers"))
         number = rng.choice(("number", "integer"))
-        asked = Function(name, rng.choice(("", "Adds." if kind == "add" else "Works it out.", f"{kind.capitalize()} two numbers")),
-                         (Argument(first, number), Argument(second, number)))  # fmt: skip
+        asked = Function(
+            name,
+            rng.choice(("", "Adds." if kind == "add" else "Works it out.", f"{kind.capitalize()} two numbers")),
+            (Argument(first, number), Argument(second, number)),
+        )
         arguments: dict[str, Any] = {first: a, second: b}
         if rng.random() < 0.3:
             argument = rng.choice(("expression", "expression", "input", "formula"))
@@ -294,15 +313,21 @@ class Toolbox:
         result, said = self.result()
         which = rng.randrange(5)
         if which == 0:
-            asked = Function(rng.choice(("search", "web_search", "search_web", "find", "query")), rng.choice(("Search the web", "", "Searches.")),
-                             (Argument(rng.choice(("query", "q", "text", "words")), "string"),))  # fmt: skip
+            asked = Function(
+                rng.choice(("search", "web_search", "search_web", "find", "query")),
+                rng.choice(("Search the web", "", "Searches.")),
+                (Argument(rng.choice(("query", "q", "text", "words")), "string"),),
+            )
             user = rng.choice(
                 ("Search for {}", "Search for {}.", "search {}", "Please search for {}.", "Find {}")
             ).format(words)
             values, want, final = [words], f"a search for {words}", f"Found for {words}: {said}."
         elif which == 1:
-            asked = Function(rng.choice(("lookup", "lookup_user", "find_user", "find_person", "lookup_name", "get_user")), rng.choice(("Look up a person", "")),
-                             (Argument(rng.choice(("name", "user", "person", "who")), "string"),))  # fmt: skip
+            asked = Function(
+                rng.choice(("lookup", "lookup_user", "find_user", "find_person", "lookup_name", "get_user")),
+                rng.choice(("Look up a person", "")),
+                (Argument(rng.choice(("name", "user", "person", "who")), "string"),),
+            )
             user = rng.choice(
                 ("Look up {}", "Look up {}.", "Who is {}?", "Find {}.", "look up {}", "Tell me about {}.")
             ).format(person)
@@ -325,8 +350,14 @@ class Toolbox:
                 result = json.dumps({"time": time})
             final = f"It is {time}{' in ' + city if values else ''}."
         elif which == 3:
-            asked = Function(rng.choice(("send_message", "send_email", "message", "send", "send_mail")), rng.choice(("Send a message", "")),
-                             (Argument(rng.choice(("to", "recipient", "name")), "string"), Argument(rng.choice(("text", "message", "body", "content")), "string")))  # fmt: skip
+            asked = Function(
+                rng.choice(("send_message", "send_email", "message", "send", "send_mail")),
+                rng.choice(("Send a message", "")),
+                (
+                    Argument(rng.choice(("to", "recipient", "name")), "string"),
+                    Argument(rng.choice(("text", "message", "body", "content")), "string"),
+                ),
+            )
             user = rng.choice(
                 (
                     "Send {p} the message {w}",
@@ -339,8 +370,14 @@ class Toolbox:
             values, want, final = [person, words], f"to write to {person}", f"Sent to {person}: {said}."
         else:
             language = rng.choice(("French", "German", "Spanish", "Italian", "Dutch", "Polish", "Japanese"))
-            asked = Function(rng.choice(("translate", "translate_text", "translation")), rng.choice(("Translate text", "")),
-                             (Argument(rng.choice(("text", "words", "input")), "string"), Argument(rng.choice(("language", "to", "target", "target_language")), "string")))  # fmt: skip
+            asked = Function(
+                rng.choice(("translate", "translate_text", "translation")),
+                rng.choice(("Translate text", "")),
+                (
+                    Argument(rng.choice(("text", "words", "input")), "string"),
+                    Argument(rng.choice(("language", "to", "target", "target_language")), "string"),
+                ),
+            )
             user = rng.choice(("Translate {w} to {l}.", "Translate {w} into {l}", "How do you say {w} in {l}?")).format(
                 w=words, l=language
             )

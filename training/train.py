@@ -111,7 +111,8 @@ def train(arguments: argparse.Namespace) -> None:
             far_nats = sum(t for t, _ in far) / max(1, sum(c for _, c in far))
             print(
                 f"{time.time() - start:6.1f} s  step {step:5d}  loss {nats:.5f}  long {far_nats:.5f}  "
-                f"{seen / 1e6 / (time.time() - start + 1e-9):.2f} Mtok/s  waited {waited:.1f} s  length <= {longest.value}",
+                f"{seen / 1e6 / (time.time() - start):.2f} Mtok/s  "
+                f"waited {waited:.1f} s  length <= {longest.value}",
                 flush=True,
             )
             running = []
