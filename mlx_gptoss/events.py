@@ -98,7 +98,7 @@ class Timings:
 class Done:
     """The end of a generation. `token_ids` are all generated tokens, the stop token included.
 
-    `error` is the one-line message when `finish_reason` is "error".
+    `error` is the one-line message when `finish_reason` is "error"; `stop` is the stop string that ended the text.
     """
 
     finish_reason: FinishReason
@@ -106,6 +106,7 @@ class Done:
     timings: Timings
     token_ids: tuple[int, ...] = ()
     error: str | None = None
+    stop: str | None = None
 
 
 Event: TypeAlias = ReasoningDelta | PreambleDelta | TextDelta | ToolCallStart | ToolCallDelta | ToolCallEnd | Done

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sys
+from pathlib import Path
 
 import click
 
-from mlx_gptoss.errors import GptOssError
-from mlx_gptoss.server.settings import DEFAULT_PORT, ServerSettings
+from mlx_gptoss.server.settings import DEFAULT_PORT, MIB, ServerSettings
 
 
 def parse_duration(text: str) -> float:
@@ -38,7 +37,21 @@ def parse_duration(text: str) -> float:
 )
 @click.option("-c", "--context", type=click.IntRange(min=16), default=None, help="Longest conversation in tokens.")
 @click.option("--backend", type=click.Choice(["auto", "stock", "metal", "cuda"]), default="auto", show_default=True)
-@click.option("--timeout", "timeout_s", type=float, default=None, help="Longest generation, in seconds.")
+@click.option("--parallel", type=click.IntRange(min=1), default=8, show_default=True, help="Requests decoded together.")
+@click.option("--queue", type=click.IntRange(min=0), default=64, show_default=True, help="Requests that may wait.")
+@click.option(
+    "--cache-mb", type=click.IntRange(min=0), default=2048, show_default=True, help="Memory for stored conversations."
+)
+@click.option(
+    "--spill", type=click.Path(file_okay=False, path_type=Path), default=None,
+    help="Folder for idle conversations that no longer fit in memory.",
+)  # fmt: skip
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=None,
+              help="Longest generation, in seconds.")  # fmt: skip
+@click.option(
+    "--grace", type=click.FloatRange(min=0), default=10.0, show_default=True,
+    help="Seconds that running answers may take when the server is stopped.",
+)  # fmt: skip
 @click.option("--log-prompts", is_flag=True, help="Write message texts to the log.")
 @click.option("--preload", is_flag=True, help="Load the default model before serving.")
 def serve(
@@ -53,14 +66,18 @@ def serve(
     max_loaded: int,
     context: int | None,
     backend: str,
+    parallel: int,
+    queue: int,
+    cache_mb: int,
+    spill: Path | None,
     timeout_s: float | None,
+    grace: float,
     log_prompts: bool,
     preload: bool,
 ) -> None:
     """Serve models over HTTP in the languages of Ollama, OpenAI and Anthropic."""
-    import uvicorn
-
     from mlx_gptoss.names import looks_like_path, resolve_model
+    from mlx_gptoss.server import run
     from mlx_gptoss.server.app import build_app
 
     settings = ServerSettings(
@@ -73,40 +90,27 @@ def serve(
         allowed_origins=allow_origin,
         keep_alive_s=parse_duration(keep_alive),
         max_loaded=max_loaded,
+        preload=preload,
         context=context,
         backend=backend,
+        max_batch=parallel,
+        max_queue=queue,
+        prefix_cache_bytes=cache_mb * MIB,
+        spill_dir=spill,
         request_timeout_s=timeout_s,
+        shutdown_s=grace,
         log_prompts=log_prompts,
     )
-    if model is not None and (preload or looks_like_path(model)):
-        resolve_model(model)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    listener = bind(host, port)
-    address = listener.getsockname()
-    click.echo(f"mlx-gptoss is serving on http://{host}:{address[1]} (Ollama, OpenAI and Anthropic APIs)", err=True)
-    config = uvicorn.Config(
-        build_app(settings),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
-        timeout_keep_alive=75,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises GptOssError when the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host.strip("[]"), port))
-    except OSError as error:
-        listener.close()
-        raise GptOssError(
-            f"cannot listen on {host}:{port}",
-            got=error.strerror or str(error),
-            hint="Is Ollama or another server running there? Choose another --port.",
-        ) from error
-    return listener
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    listener = run.bind(host, port)
+    with listener:
+        if model is not None and (preload or looks_like_path(model)):
+            resolve_model(model)
+        address = f"[{host}]" if ":" in host else host
+        click.echo(
+            f"mlx-gptoss is serving on http://{address}:{listener.getsockname()[1]} "
+            "(Ollama, OpenAI and Anthropic APIs)",
+            err=True,
+        )
+        run.serve(build_app(settings), settings, listener)

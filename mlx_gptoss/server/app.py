@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,16 +11,17 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from mlx_gptoss import __version__
 from mlx_gptoss.errors import GptOssError
-from mlx_gptoss.llm import GptOss
-from mlx_gptoss.names import resolve_model
+from mlx_gptoss.harmony.grammar import warm_up
+from mlx_gptoss.harmony.vocabulary import load_vocabulary
 from mlx_gptoss.registry import Registry
 from mlx_gptoss.server.failure import Failure, api_of, body_of
 from mlx_gptoss.server.http import failure_response, service_of
-from mlx_gptoss.server.logs import RequestLog
+from mlx_gptoss.server.loading import registry_loader
+from mlx_gptoss.server.logs import LOGGER, RequestLog
 from mlx_gptoss.server.metrics import Metrics
 from mlx_gptoss.server.models import Loader, ModelManager
 from mlx_gptoss.server.response_store import ResponseStore
@@ -36,16 +39,6 @@ from mlx_gptoss.server.service import GenerationService
 from mlx_gptoss.server.settings import ServerSettings
 
 
-def registry_loader(settings: ServerSettings, registry: Registry) -> Loader:
-    """Loads models from the registry, converting on first use."""
-
-    def load(name: str, /) -> GptOss:
-        folder = resolve_model(name, registry=registry)
-        return GptOss.load(folder, context=settings.context, backend=settings.backend)
-
-    return load
-
-
 def build_app(settings: ServerSettings, *, loader: Loader | None = None, registry: Registry | None = None) -> FastAPI:
     """A server application. `loader` and `registry` are replaced in tests."""
     registry = registry if registry is not None else Registry()
@@ -54,9 +47,21 @@ def build_app(settings: ServerSettings, *, loader: Loader | None = None, registr
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # The first request with a schema shall not wait for the grammar's tables.
+        warming = asyncio.create_task(asyncio.to_thread(warm_up, load_vocabulary())) if settings.warm_up else None
+        if settings.preload:
+            try:
+                async with models.use(None):
+                    LOGGER.info(json.dumps({"loaded": settings.default_model}))
+            except GptOssError as error:
+                # Raised here it would reach the user as a traceback; whoever runs the application reads it.
+                app.state.startup_error = error
         yield
-        app.state.responses.close()
+        await app.state.service.drain(0.0)
+        await app.state.responses.close()
         await models.close()
+        if warming is not None:
+            await warming
 
     app = FastAPI(
         title="mlx-gptoss",
@@ -66,9 +71,11 @@ def build_app(settings: ServerSettings, *, loader: Loader | None = None, registr
         redirect_slashes=False,
     )
     app.state.responses = ResponseStore(settings.stored_responses)
+    app.state.startup_error = None
     app.state.service = GenerationService(settings, models, metrics)
     app.add_exception_handler(GptOssError, failure_response)
     app.add_exception_handler(ValidationError, failure_response)
+    app.add_exception_handler(ClientDisconnect, failure_response)
     app.add_exception_handler(HTTPException, _http_failure)
     app.add_exception_handler(Exception, failure_response)
     app.add_middleware(Gate, settings=settings)
@@ -99,9 +106,9 @@ def _add_operations(app: FastAPI) -> None:
     async def metrics(request: Request) -> Response:
         """Prometheus metrics."""
         service = service_of(request)
-        for model in service.models.loaded():
-            stats = model.llm.engine_stats()
-            service.metrics.queued.set(stats.queued)
-            service.metrics.batch.set(stats.active)
-            service.metrics.cache_bytes.set(stats.prefix_cache_bytes)
+        engines = [model.llm.engine_stats() for model in service.models.loaded()]
+        service.metrics.loaded.set(len(engines))
+        service.metrics.queued.set(sum(stats.queued for stats in engines))
+        service.metrics.batch.set(sum(stats.active for stats in engines))
+        service.metrics.cache_bytes.set(sum(stats.prefix_cache_bytes for stats in engines))
         return Response(service.metrics.exposition(), media_type=service.metrics.content_type)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from mlx_gptoss.errors import (
     CancelledError,
@@ -87,7 +88,7 @@ def failure_of(error: Exception) -> Failure:
         return Failure(503, str(error), code="queue_full", retry_after=error.retry_after)
     if isinstance(error, EngineClosedError):
         return Failure(503, str(error), code="unavailable", retry_after=1.0)
-    if isinstance(error, CancelledError):
+    if isinstance(error, CancelledError | ClientDisconnect):
         return Failure(499, str(error), code="cancelled")
     if isinstance(error, GptOssError):
         return Failure(500, str(error), code="internal")

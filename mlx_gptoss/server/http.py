@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from mlx_gptoss.errors import InvalidRequestError
 from mlx_gptoss.server.failure import Failure, api_of, body_of, failure_of
+from mlx_gptoss.server.json_body import parse_object
 from mlx_gptoss.server.logs import LOGGER
 from mlx_gptoss.server.service import GenerationService
 
@@ -34,16 +34,7 @@ async def read_body(request: Request, model: type[Body]) -> Body:
 
     Raises InvalidRequestError for what is not JSON and pydantic's ValidationError for what does not fit.
     """
-    raw = await request.body()
-    try:
-        value = json.loads(raw)
-    except RecursionError:
-        raise InvalidRequestError("the body is nested too deeply") from None
-    except ValueError as error:
-        raise InvalidRequestError("the body is not JSON", got=str(error)[:200]) from error
-    if not isinstance(value, dict):
-        raise InvalidRequestError("the body is not a JSON object", got=type(value).__name__)
-    return model.model_validate(value)
+    return model.model_validate(parse_object(await request.body()))
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:

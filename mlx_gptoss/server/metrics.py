@@ -28,6 +28,7 @@ class Metrics:
         )
         self.completion_tokens = Counter("mlx_gptoss_completion_tokens", "Generated tokens", registry=made)
         self.running = Gauge("mlx_gptoss_running", "Generations that were admitted and have not ended", registry=made)
+        self.loaded = Gauge("mlx_gptoss_models_loaded", "Models in memory", registry=made)
         self.queued = Gauge("mlx_gptoss_queue_length", "Requests that wait for a place in the batch", registry=made)
         self.batch = Gauge("mlx_gptoss_batch_size", "Sequences decoded together now", registry=made)
         self.cache_bytes = Gauge("mlx_gptoss_prefix_cache_bytes", "Bytes held by the prefix cache", registry=made)

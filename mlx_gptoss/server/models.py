@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from mlx_gptoss.errors import EngineClosedError, ModelNotFoundError
@@ -15,6 +16,9 @@ from mlx_gptoss.llm import GptOss
 from mlx_gptoss.names import DEMO, looks_like_path
 from mlx_gptoss.registry import Alias, Registry, canonical_name
 from mlx_gptoss.server.settings import ServerSettings
+
+# A model that was asked to go goes as soon as nobody uses it, whatever its users say of keep-alive.
+_AT_ONCE = 0.0
 
 
 class Loader(Protocol):
@@ -43,22 +47,32 @@ class Lease:
     load_s: float
 
 
-@dataclass(slots=True)
-class _Slots:
-    loaded: dict[str, LoadedModel] = field(default_factory=dict)
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-
-
 class ModelManager:
-    """Loads, shares and unloads models. Used from one event loop."""
+    """Loads, shares and unloads models. Used from one event loop.
 
-    def __init__(self, settings: ServerSettings, loader: Loader, registry: Registry | None = None,
-                 clock: Callable[[], float] = time.time) -> None:  # fmt: skip
+    Each model loads in a task of its own that all who want it await, so a client that leaves stops nobody's load
+    and no model is loaded twice. While a model waits for room, new requests for the others wait behind it: a busy
+    model cannot keep another one out for ever.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        loader: Loader,
+        registry: Registry | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.settings = settings
         self.registry = registry if registry is not None else Registry()
         self._loader = loader
         self._clock = clock
-        self._slots = _Slots()
+        self._loaded: dict[str, LoadedModel] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._wanted: Counter[str] = Counter()
+        self._awaited: Counter[str] = Counter()
+        self._crowded: set[str] = set()
+        self._occupied = 0
+        self._changed = asyncio.Event()
         self._closed = False
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -87,7 +101,7 @@ class ModelManager:
 
     def loaded(self) -> list[LoadedModel]:
         """The models in memory, most recently loaded first."""
-        return sorted(self._slots.loaded.values(), key=lambda model: -model.loaded_at)
+        return sorted(self._loaded.values(), key=lambda model: -model.loaded_at)
 
     # -- use ----------------------------------------------------------------------------------------------------
 
@@ -104,86 +118,140 @@ class ModelManager:
             await self._release(model, self.settings.keep_alive_s if keep_alive_s is None else keep_alive_s)
 
     async def _acquire(self, name: str) -> tuple[LoadedModel, bool]:
-        slots = self._slots
-        async with slots.changed:
+        fresh = False
+        self._wanted[name] += 1
+        try:
             while True:
                 if self._closed:
                     raise EngineClosedError("the server is stopping")
-                model = slots.loaded.get(name)
-                if model is not None:
+                model = self._loaded.get(name)
+                if model is not None and model.llm.closed and model.users == 0:
+                    # Its engine has died; the next one starts afresh.
+                    await self._unload(model)
+                    continue
+                if model is not None and (fresh or not self._crowded):
                     model.users += 1
-                    return model, False
-                if len(slots.loaded) < self.settings.max_loaded:
-                    break
-                idle = [candidate for candidate in slots.loaded.values() if candidate.users == 0]
-                if idle:
-                    await self._unload_locked(min(idle, key=lambda candidate: candidate.expires_at))
+                    return model, fresh
+                if model is None:
+                    self._awaited[name] += not fresh
+                    fresh = True
+                    await asyncio.shield(self._loading.get(name) or self._start_loading(name))
                 else:
-                    await slots.changed.wait()
-            # The condition's lock is held while loading: others queue behind it rather than load a second copy.
+                    await self._changed.wait()
+        finally:
+            self._wanted[name] -= 1
+            self._awaited[name] -= fresh
+            self._announce()
+
+    def _start_loading(self, name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._load(name))
+        self._loading[name] = task
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._loading.pop(name, None)
+            if not done.cancelled():
+                done.exception()  # Read, so that nobody having waited for it is no warning.
+
+        task.add_done_callback(ended)
+        return task
+
+    async def _load(self, name: str) -> None:
+        """Make room, then load. Ends without a model when nobody wants it any more."""
+        try:
+            while self._occupied >= self.settings.max_loaded:
+                if self._closed or not self._wanted[name]:
+                    return
+                # What has just been loaded for somebody must be used before it can go again.
+                idle = [model for model in self._loaded.values() if model.users == 0 and not self._awaited[model.name]]
+                if idle:
+                    await self._unload(min(idle, key=lambda model: model.expires_at))
+                else:
+                    self._crowded.add(name)
+                    await self._changed.wait()
+        finally:
+            self._crowded.discard(name)
+            self._announce()
+        self._occupied += 1
+        try:
             llm = await asyncio.to_thread(self._loader, name)
-            model = LoadedModel(name, llm, self._clock(), users=1)
-            slots.loaded[name] = model
-            self._start_sweeper()
-            return model, True
+        except BaseException:
+            self._occupied -= 1
+            self._announce()
+            raise
+        self._loaded[name] = LoadedModel(name, llm, self._clock(), self._clock() + self.settings.keep_alive_s)
+        if self.settings.keep_alive_s < 0:
+            self._loaded[name].expires_at = math.inf
+        self._announce()
+        self._start_sweeper()
+
+    def _announce(self) -> None:
+        """Wake everyone who waits for something to change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _release(self, model: LoadedModel, keep_alive_s: float) -> None:
-        async with self._slots.changed:
-            model.users -= 1
+        model.users -= 1
+        if model.expires_at != _AT_ONCE:
             model.expires_at = math.inf if keep_alive_s < 0 else self._clock() + keep_alive_s
-            if model.users == 0 and keep_alive_s == 0 and self._slots.loaded.get(model.name) is model:
-                await self._unload_locked(model)
-            self._slots.changed.notify_all()
+        leaving = keep_alive_s == 0 or model.expires_at == _AT_ONCE
+        self._announce()
+        if model.users == 0 and leaving and self._loaded.get(model.name) is model:
+            await self._unload(model)
         self._start_sweeper()
 
     async def unload(self, name: str | None) -> bool:
         """Unload a model as soon as nobody uses it; False when it was not loaded."""
         target, _ = self.target(name)
-        async with self._slots.changed:
-            model = self._slots.loaded.get(target)
-            if model is None:
-                return False
-            model.expires_at = 0.0
-            if model.users == 0:
-                await self._unload_locked(model)
-            return True
+        model = self._loaded.get(target)
+        if model is None:
+            return False
+        model.expires_at = _AT_ONCE
+        if model.users == 0:
+            await self._unload(model)
+        return True
 
-    async def _unload_locked(self, model: LoadedModel) -> None:
-        self._slots.loaded.pop(model.name, None)
-        await asyncio.to_thread(model.llm.close)
+    async def _unload(self, model: LoadedModel) -> None:
+        if self._loaded.get(model.name) is not model:
+            return
+        del self._loaded[model.name]
+        # Its memory is taken until it has closed: nothing else loads into it before, even if we are cancelled here.
+        closing = asyncio.ensure_future(asyncio.to_thread(model.llm.close))
+        closing.add_done_callback(lambda _: self._vacate())
+        await asyncio.shield(closing)
+
+    def _vacate(self) -> None:
+        self._occupied -= 1
+        self._announce()
 
     # -- time ---------------------------------------------------------------------------------------------------
 
     def _start_sweeper(self) -> None:
         if self._closed or (self._sweeper is not None and not self._sweeper.done()):
             return
-        if any(model.expires_at < math.inf for model in self._slots.loaded.values()):
+        if any(model.expires_at < math.inf for model in self._loaded.values()):
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
 
     async def _sweep(self) -> None:
         """Unload models as they expire; ends when none can expire any more."""
-        slots = self._slots
         while True:
-            pending = [model.expires_at for model in slots.loaded.values() if model.expires_at < math.inf]
+            pending = [model.expires_at for model in self._loaded.values() if model.expires_at < math.inf]
             if not pending:
                 return
             # An expired model in use is looked at again soon: its last user sets the new time.
             await asyncio.sleep(min(max(min(pending) - self._clock(), 0.25), 5.0))
-            async with slots.changed:
-                now = self._clock()
-                for model in list(slots.loaded.values()):
-                    if model.users == 0 and model.expires_at <= now:
-                        await self._unload_locked(model)
-                slots.changed.notify_all()
+            for model in list(self._loaded.values()):
+                idle = model.users == 0 and not self._wanted[model.name]
+                if idle and model.expires_at <= self._clock() and self._loaded.get(model.name) is model:
+                    await self._unload(model)
 
     async def close(self) -> None:
         """Unload everything; running requests end with EngineClosedError."""
         self._closed = True
+        self._announce()
         if self._sweeper is not None:
             self._sweeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._sweeper
-        async with self._slots.changed:
-            for model in list(self._slots.loaded.values()):
-                await self._unload_locked(model)
-            self._slots.changed.notify_all()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        for model in list(self._loaded.values()):
+            await self._unload(model)

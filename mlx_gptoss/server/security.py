@@ -117,14 +117,18 @@ class _LimitedBody:
         self._receive = receive
         self._limit = limit
         self._timeout_s = timeout_s
+        self._deadline: float | None = None
         self._seen = 0
         self._complete = False
 
     async def __call__(self) -> Message:
         if self._complete:
             return await self._receive()
+        now = asyncio.get_running_loop().time()
+        if self._deadline is None:
+            self._deadline = now + self._timeout_s
         try:
-            message = await asyncio.wait_for(self._receive(), self._timeout_s)
+            message = await asyncio.wait_for(self._receive(), max(self._deadline - now, 0.0))
         except TimeoutError:
             raise _BodyRefusedError(Failure(408, "the request body did not arrive in time")) from None
         if message["type"] == "http.request":
@@ -138,6 +142,9 @@ class _LimitedBody:
 async def _answer(scope: Scope, send: Send, failure: Failure) -> None:
     body = json.dumps(body_of(failure, api_of(scope["path"]))).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if failure.status in (408, 413):
+        # The rest of the body is not read, so nothing can follow on this connection.
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": failure.status, "headers": headers})
     await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -11,23 +12,23 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from mlx_gptoss.errors import CancelledError, GptOssError, InvalidRequestError, SchemaError
+from mlx_gptoss.errors import CancelledError, EngineClosedError, GptOssError, InvalidRequestError, SchemaError
 from mlx_gptoss.events import Done, Event
-from mlx_gptoss.llm import GptOss
 from mlx_gptoss.messages import SystemMessage
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.metrics import Metrics
 from mlx_gptoss.server.models import LoadedModel, ModelManager
 from mlx_gptoss.server.settings import ServerSettings
 from mlx_gptoss.server.turns import TurnStore
-from mlx_gptoss.stream import Completion, CompletionBuilder
+from mlx_gptoss.stream import Completion, CompletionBuilder, Stream
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A generation under way. `events` ends with `Done`; leaving the service's context cancels it."""
+    """A generation under way. `events` ends with `Done`, or raises the error of a generation that failed; leaving
+    the service's context cancels it."""
 
     model: LoadedModel
     load_s: float
@@ -38,10 +39,7 @@ class Running:
         builder = CompletionBuilder()
         async for event in self.events:
             builder.add(event)
-        result = builder.build()
-        if builder.error is not None:
-            raise GptOssError(builder.error)
-        return result
+        return builder.build()
 
 
 class GenerationService:
@@ -52,6 +50,8 @@ class GenerationService:
         self.models = models
         self.metrics = metrics
         self.turns = TurnStore(settings.stored_turns)
+        self.live: set[Stream] = set()
+        self._stopping = False
 
     def check(self, request: ChatRequest) -> None:
         """Refuse what is over the server's bounds before any work is done."""
@@ -93,6 +93,8 @@ class GenerationService:
         self, model: str | None, request: ChatRequest, keep_alive_s: float | None = None
     ) -> AsyncIterator[Running]:
         """Start one generation. Raises before the first event when the request cannot be served at all."""
+        if self._stopping:
+            raise EngineClosedError("the server is stopping")
         self.check(request)
         async with self.models.use(model, keep_alive_s) as lease:
             prepared = replace(request, messages=self.turns.restore(request.messages))
@@ -103,20 +105,33 @@ class GenerationService:
             self.metrics.running.inc()
             try:
                 stream = await asyncio.to_thread(lease.model.llm.stream, prepared)
+                self.live.add(stream)
                 try:
-                    yield Running(lease.model, lease.load_s, self._watch(lease.model.llm, prepared, stream))
+                    yield Running(lease.model, lease.load_s, self._watch(prepared, stream))
                 finally:
+                    self.live.discard(stream)
                     stream.cancel()
             finally:
                 self.metrics.running.dec()
 
-    async def _watch(self, llm: GptOss, request: ChatRequest, stream: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    async def drain(self, grace_s: float) -> None:
+        """Accept nothing new; let what runs finish for `grace_s` seconds, then end it where it is."""
+        self._stopping = True
+        deadline = time.monotonic() + grace_s
+        while self.live and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        for stream in self.live:
+            stream.cancel()
+
+    async def _watch(self, request: ChatRequest, stream: Stream) -> AsyncIterator[Event]:
         """Pass events on; at the end count them and keep the turn for clients that will drop a part of it."""
         builder = CompletionBuilder()
         async for event in stream:
             builder.add(event)
             if isinstance(event, Done):
                 self.metrics.observe(event)
+                if event.error is not None:
+                    raise stream.error or GptOssError(event.error)
                 if request.messages and event.finish_reason in ("stop", "tool_calls"):
                     self.turns.remember(request.messages, builder.build().message)
             yield event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlx_gptoss.errors import InvalidRequestError
 
@@ -17,6 +18,9 @@ class ServerSettings:
 
     `keep_alive_s` is how long an idle model stays loaded (negative: for ever). `max_loaded` bounds how many models
     are in memory at once. `any_model` answers unknown model names with the default model instead of a 404.
+    `preload` loads the default model before the first request, `warm_up` builds the tables of structured output.
+    `max_batch` requests are decoded together and `max_queue` more may wait; `prefix_cache_bytes` and `spill_dir` bound
+    and extend the stored conversations. `shutdown_s` is how long running answers may go on after a signal.
     `allowed_hosts` and `allowed_origins` extend what the loopback checks let through. `log_prompts` writes message
     texts to the log. `idle_send_s` is how long a client may leave its answer unread before it is dropped.
     """
@@ -30,8 +34,14 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ()
     keep_alive_s: float = 300.0
     max_loaded: int = 1
+    preload: bool = False
+    warm_up: bool = True
     context: int | None = None
     backend: str = "auto"
+    max_batch: int = 8
+    max_queue: int = 64
+    prefix_cache_bytes: int = 2048 * MIB
+    spill_dir: Path | None = None
     max_body_bytes: int = 32 * MIB
     max_messages: int = 4096
     max_tools: int = 512
@@ -40,7 +50,7 @@ class ServerSettings:
     body_timeout_s: float = 60.0
     idle_send_s: float = 120.0
     request_timeout_s: float | None = None
-    shutdown_s: float = 20.0
+    shutdown_s: float = 10.0
     stored_responses: int = 512
     stored_turns: int = 4096
     log_prompts: bool = False

@@ -34,11 +34,20 @@ def _visible(message: Message) -> bytes:
     return f"assistant\0{said}\0{calls}\0".encode("utf-8", "surrogatepass")
 
 
-class TurnStore:
-    """Finished turns by tool-call id, and by the conversation so far; the least recently used go first."""
+def _weight(message: AssistantMessage | None) -> int:
+    return len(message.token_ids or ()) if message is not None else 0
 
-    def __init__(self, capacity: int = 4096) -> None:
+
+class TurnStore:
+    """Finished turns by tool-call id, and by the conversation so far; the least recently used go first.
+
+    `capacity` bounds the entries and `max_tokens` the tokens that they keep.
+    """
+
+    def __init__(self, capacity: int = 4096, max_tokens: int = 4_000_000) -> None:
         self._capacity = capacity
+        self._max_tokens = max_tokens
+        self._tokens = 0
         self._turns: OrderedDict[bytes | str, AssistantMessage] = OrderedDict()
 
     def __len__(self) -> int:
@@ -53,10 +62,11 @@ class TurnStore:
             state.update(_visible(earlier))
         keys: list[bytes | str] = [state.digest(), *(call.id for call in message.tool_calls)]
         for key in keys:
+            self._tokens -= _weight(self._turns.pop(key, None))
             self._turns[key] = message
-            self._turns.move_to_end(key)
-        while len(self._turns) > self._capacity:
-            self._turns.popitem(last=False)
+            self._tokens += _weight(message)
+        while self._turns and (len(self._turns) > self._capacity or self._tokens > self._max_tokens):
+            self._tokens -= _weight(self._turns.popitem(last=False)[1])
 
     def restore(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The conversation with reasoning and exact tokens put back where they are known.

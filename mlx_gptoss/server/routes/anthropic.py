@@ -11,7 +11,6 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
-from mlx_gptoss.errors import GptOssError
 from mlx_gptoss.events import Done
 from mlx_gptoss.server.failure import body_of
 from mlx_gptoss.server.generation import GenerationStream, complete, guarded, note_completion, start
@@ -44,8 +43,6 @@ async def _events(request: Request, running: Running, writer: EventWriter) -> As
     async for event in running.events:
         if isinstance(event, Done):
             note_completion(request, event)
-            if event.error is not None:
-                raise GptOssError(event.error)
         for record in writer.write(event):
             yield sse(record, event=record["type"])
 

@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
 from mlx_gptoss import __version__
-from mlx_gptoss.errors import GptOssError
 from mlx_gptoss.events import Done
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.failure import body_of
@@ -62,8 +61,6 @@ async def _chunks(request: Request, running: Sequence[Running], writers: Sequenc
     async for index, event in merge([generation.events for generation in running]):
         if isinstance(event, Done):
             note_completion(request, event)
-            if event.error is not None:
-                raise GptOssError(event.error)
         for chunk in writers[index].write(event):
             yield sse(chunk)
     if writers[0].include_usage:

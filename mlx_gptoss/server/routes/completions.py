@@ -12,7 +12,6 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
-from mlx_gptoss.errors import GptOssError
 from mlx_gptoss.events import Done, TextDelta, Usage
 from mlx_gptoss.server.generation import GenerationStream, complete, guarded, merge, note_completion, start
 from mlx_gptoss.server.http import SSE, body_schema, read_body, sse
@@ -65,8 +64,6 @@ async def _chunks(
             piece = choice(index, event.text, None, entries)
         elif isinstance(event, Done):
             note_completion(request, event)
-            if event.error is not None:
-                raise GptOssError(event.error)
             usages[index] = event.usage
             piece = choice(index, "", openai.finish_reason_of(event.finish_reason))
         if piece is not None:

@@ -9,7 +9,6 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
-from mlx_gptoss.errors import GptOssError
 from mlx_gptoss.events import Done
 from mlx_gptoss.harmony.special import END, RETURN
 from mlx_gptoss.messages import UserMessage
@@ -115,8 +114,6 @@ async def _lines(
     async for event in running.events:
         if isinstance(event, Done):
             note_completion(request, event)
-            if event.error is not None:
-                raise GptOssError(event.error)
             if prompt_ids is not None:
                 # What comes back as `context` is history, where a turn ends with <|end|>.
                 answer = [END if token == RETURN else token for token in event.token_ids]

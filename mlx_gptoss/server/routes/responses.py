@@ -59,7 +59,7 @@ class _Job:
             if previous.response["status"] in ("queued", "in_progress"):
                 raise InvalidRequestError("the previous response is not finished", param="previous_response_id")
             earlier = previous.history
-        self.messages = (*earlier, *messages_of(body.input, self.store.items()))
+        self.messages = (*earlier, *messages_of(body.input, self.store.item))
         self.chat = to_request(body, self.messages)
         response = response_object(body, new_id("resp"), self.model, int(time.time()), "in_progress", [])
         self.writer = ResponseWriter(response, sealed=SEALED_REASONING in (body.include or ()))

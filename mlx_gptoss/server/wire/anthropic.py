@@ -197,6 +197,8 @@ def stop_reason_of(done: Done | Completion) -> str:
     """Anthropic's word for why an answer ended."""
     if done.finish_reason == "tool_calls":
         return "tool_use"
+    if done.stop is not None:
+        return "stop_sequence"
     return "max_tokens" if done.finish_reason in ("length", "repetition", "timeout") else "end_turn"
 
 
@@ -211,7 +213,12 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 
 
 def message_object(
-    identifier: str, model: str, content: list[dict[str, Any]], reason: str | None, usage: Usage
+    identifier: str,
+    model: str,
+    content: list[dict[str, Any]],
+    reason: str | None,
+    usage: Usage,
+    stop: str | None = None,
 ) -> dict[str, Any]:
     """The `message` object, finished or about to begin."""
     return {
@@ -221,7 +228,7 @@ def message_object(
         "model": model,
         "content": content,
         "stop_reason": reason,
-        "stop_sequence": None,
+        "stop_sequence": stop,
         "usage": usage_of(usage),
     }
 
@@ -238,7 +245,8 @@ def answer_of(identifier: str, model: str, completion: Completion) -> dict[str, 
         {"type": "tool_use", "id": call.id, "name": call.name, "input": input_of(call.arguments)}
         for call in completion.tool_calls
     ]
-    return message_object(identifier, model, content, stop_reason_of(completion), completion.usage)
+    reason = stop_reason_of(completion)
+    return message_object(identifier, model, content, reason, completion.usage, completion.stop)
 
 
 def input_of(arguments: str) -> dict[str, Any]:
@@ -297,7 +305,7 @@ class EventWriter:
         if isinstance(event, ToolCallEnd):
             return self._close()
         events = [] if self.index >= 0 else self._begin("text", {"type": "text", "text": ""})
-        delta = {"stop_reason": stop_reason_of(event), "stop_sequence": None}
+        delta = {"stop_reason": stop_reason_of(event), "stop_sequence": event.stop}
         closing: list[dict[str, Any]] = [
             {"type": "message_delta", "delta": delta, "usage": usage_of(event.usage)},
             {"type": "message_stop"},

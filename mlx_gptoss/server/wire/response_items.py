@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlx_gptoss.errors import InvalidRequestError
@@ -90,9 +90,9 @@ class _Turns:
 
 
 def messages_of(
-    items: str | Sequence[Mapping[str, Any]], resolve: Mapping[str, Mapping[str, Any]]
+    items: str | Sequence[Mapping[str, Any]], resolve: Callable[[str], Mapping[str, Any] | None]
 ) -> tuple[Message, ...]:
-    """Input items as messages. `resolve` holds stored items by id, for `item_reference`."""
+    """Input items as messages. `resolve` finds a stored item by its id, for `item_reference`."""
     if isinstance(items, str):
         return (UserMessage(items),)
     turns = _Turns()
@@ -102,13 +102,15 @@ def messages_of(
     return tuple(turns.messages)
 
 
-def _add(turns: _Turns, item: Mapping[str, Any], param: str, resolve: Mapping[str, Mapping[str, Any]]) -> None:
+def _add(
+    turns: _Turns, item: Mapping[str, Any], param: str, resolve: Callable[[str], Mapping[str, Any] | None]
+) -> None:
     kind = item.get("type", "message")
     if kind == "item_reference":
-        found = resolve.get(str(item.get("id")))
+        found = resolve(str(item.get("id")))
         if found is None:
             raise InvalidRequestError("no such item is stored", param=f"{param}.id", got=repr(item.get("id"))[:80])
-        _add(turns, found, param, {})
+        _add(turns, found, param, lambda _: None)
     elif kind == "message":
         _add_message(turns, item, param)
     elif kind == "reasoning":
