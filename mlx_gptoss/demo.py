@@ -37,7 +37,7 @@ def unpack_demo(target: Path) -> Path:
     a second or two. Files that are there and whole are kept; each other one appears only when it is whole, and
     config.json last.
 
-    Raises CheckpointError when the packed checkpoint is missing or damaged, InsufficientDiskError when the disk is full.
+    Raises CheckpointError when the packed checkpoint is missing or damaged, InsufficientDiskError for a full disk.
     """
     files = _described()
     missing = {name for name, file in files.items() if not _is_whole(target / name, file)}
