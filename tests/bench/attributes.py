@@ -59,7 +59,7 @@ _FORBIDDEN = (
         "keyword",
         "this C++ feature does not exist in Metal",
     ),
-    (re.compile(r"\b(?:new|delete)\s*(?:\[|\w)"), "keyword", "new and delete do not exist in Metal"),
+    (re.compile(r"\b(?:new|delete)(?:\s*\[|\s+\w)"), "keyword", "new and delete do not exist in Metal"),
     (
         re.compile(
             r"\b(?:__global|__local|__private|__constant|__generic|__kernel|get_global_id|get_local_id|convert_\w+)\b"

@@ -23,7 +23,7 @@ _SHIM = _HERE / "shim"
 _RUNTIME = _HERE / "runtime"
 _LANGUAGE = (
     *("-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc"),
-    *("-Xclang", "-cl-ext=-cl_khr_fp64,-__opencl_c_fp64,+cl_khr_fp16"),
+    *("-Xclang", "-cl-ext=+all,-cl_khr_fp64,-__opencl_c_fp64"),
     *("-ffp-contract=off", "-fPIC", "-O1", "-gline-tables-only", "-gdwarf-4"),
     *("-fno-delete-null-pointer-checks", "-fno-strict-aliasing"),
     *("-Xclang", "-ffloat16-excess-precision=none", "-Xclang", "-fbfloat16-excess-precision=none"),

@@ -280,3 +280,14 @@ float f() { metal::array<float, 4> a; a[0] = 1.0f; return a[0]; }
 
 //// literals
 uint f() { return 0xffu + 1'000u + 0b101u; }
+
+//// names_that_begin_with_keywords
+float f(float new_k, float delete_at, float try_count) { return new_k + delete_at + try_count; }
+
+//// ternary_and_select_scalars
+float f(float a, float b, bool c) { return (c ? a : b) + select(a, b, a > b); }
+
+//// function_template_specialisation
+template <int N> float g(float x) { return x * N; }
+template <> float g<1>(float x) { return x; }
+float f(float x) { return g<1>(x) + g<2>(x); }
