@@ -25,6 +25,7 @@ from mlx_gptoss.turn_reader import PlainText, TokenParser, TurnReader
 
 if TYPE_CHECKING:
     from mlx_gptoss.chat import Chat
+    from mlx_gptoss.model import GptOssModel
 
 Prompt: TypeAlias = ChatRequest | str | Sequence[Message]
 """What can be asked: a request, a user's text, or a conversation."""
@@ -219,10 +220,13 @@ def as_request(prompt: Prompt, options: dict[str, Any]) -> ChatRequest:
 
 
 def _load(folder: Path, dtype: DtypeName, backend: str) -> TokenModel:
-    """The model on a back end: "auto" and "stock" are MLX's own operations, the others our kernels."""
     from mlx_gptoss.loader import load_model
 
-    model = load_model(folder, dtype)
+    return on_backend(load_model(folder, dtype), backend)
+
+
+def on_backend(model: GptOssModel, backend: str) -> TokenModel:
+    """A loaded model on a back end: "auto" and "stock" are MLX's own operations, the others our kernels."""
     if backend in ("auto", "stock"):
         return model
     from mlx_gptoss.fused import FusedModel

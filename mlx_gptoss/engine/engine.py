@@ -34,6 +34,7 @@ from mlx_gptoss.errors import (
 from mlx_gptoss.events import FinishReason, Timings, Usage
 
 _JOIN_SECONDS = 30.0
+_IDLE_BUFFER_BYTES = 256 << 20
 
 
 class Engine:
@@ -198,6 +199,9 @@ class Engine:
 
     def _wait(self) -> bool:
         """Blocks until there is work; False when the engine is to stop."""
+        if not self._active and mx.get_cache_memory() > _IDLE_BUFFER_BYTES:
+            # Freed buffers of a long prefill are of use to others while nothing runs here.
+            mx.clear_cache()
         with self._door:
             while not (self._closing or self._queue or self._active):
                 self._door.wait()

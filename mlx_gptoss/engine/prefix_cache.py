@@ -19,6 +19,8 @@ from mlx_gptoss.engine.spill import SpillStore
 
 TokenIds = npt.NDArray[np.int32]
 MAX_SNAPSHOTS = 48
+MAX_ENTRIES = 512
+"""A lookup compares the prompt with every entry."""
 
 
 @dataclass(slots=True)
@@ -173,7 +175,7 @@ class PrefixCache:
         self._bytes -= entry.nbytes
 
     def _evict(self) -> None:
-        while self._bytes > self._budget and self._entries:
+        while self._entries and (self._bytes > self._budget or len(self._entries) > MAX_ENTRIES):
             oldest = min(self._entries, key=lambda entry: entry.last_used)
             self._remove(oldest)
             if self._spill is not None:

@@ -11,7 +11,7 @@ float32 sum would lose.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -22,7 +22,8 @@ from mlx_gptoss.engine.host_draw import draw_on_host
 from mlx_gptoss.engine.row_sampler import LogitEdit, RowSampler
 
 _CANDIDATE_BLOCK = 64
-_CDF_BLOCK = 512
+_CDF_BLOCKS = (512, 384, 256, 128)
+_SHARPEST = 1e30
 _LARGEST_UNIFORM = 1.0 - 2.0**-23
 _TOP_K_BY_CANDIDATES = 128
 
@@ -51,7 +52,11 @@ class Sampler:
     then the draw is numpy's."""
 
     def __init__(self, blocking: bool | None = None) -> None:
-        self.blocking = mx.default_device() == mx.Device(mx.cpu) if blocking is None else blocking
+        on_cpu = mx.default_device() == mx.Device(mx.cpu)
+        self.blocking = on_cpu if blocking is None else blocking
+        # Every launch costs the host time. (On a CPU, compiling would need a C++ compiler at run time.)
+        self._weigh: Callable[[mx.array, mx.array, mx.array], list[mx.array]] = _weigh if on_cpu else mx.compile(_weigh)
+        self._pick: Callable[[mx.array, mx.array, mx.array], list[mx.array]] = _pick if on_cpu else mx.compile(_pick)
 
     def may_block(self, row: RowSampler) -> bool:
         """Whether sampling this row waits for its logits."""
@@ -73,34 +78,35 @@ class Sampler:
         scores = _apply_edits(raw, edits) if edited else raw
         if masks is not None and masked:
             scores = _apply_masks(scores, stack_masks(list(masks), logits.shape[-1]))
-        best = mx.argmax(scores, axis=-1).astype(mx.int32)
-        peak = mx.take_along_axis(scores, best[:, None], axis=-1)
         if greedy:
-            tokens = best
+            tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
+            peak = mx.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
         elif self.blocking:
+            peak = mx.max(scores, axis=-1)
             tokens = mx.array(draw_on_host(np.array(scores), rows))
         else:
-            tokens = self._draw(scores, best, peak, rows)
+            tokens, peak = self._draw(scores, rows)
         if reported is None:
-            return Sampled(tokens, peak[:, 0])
+            return Sampled(tokens, peak)
         total = mx.logsumexp(raw, axis=-1, keepdims=True)
         chosen = (mx.take_along_axis(raw, tokens[:, None], axis=-1) - total)[:, 0]
         if reported == 0:
-            return Sampled(tokens, peak[:, 0], chosen)
+            return Sampled(tokens, peak, chosen)
         values, ids = top_candidates(raw, min(reported, raw.shape[-1]))
-        return Sampled(tokens, peak[:, 0], chosen, ids, values - total)
+        return Sampled(tokens, peak, chosen, ids, values - total)
 
-    def _draw(self, scores: mx.array, best: mx.array, peak: mx.array, rows: Sequence[RowSampler]) -> mx.array:
-        inverse = mx.array([1.0 if row.greedy else 1.0 / row.params.temperature for row in rows])[:, None]
-        scaled = (scores - peak) * inverse
-        weights = mx.exp(scaled)
+    def _draw(self, scores: mx.array, rows: Sequence[RowSampler]) -> tuple[mx.array, mx.array]:
+        """Tokens int32 [S] and peaks [S]. A greedy row is one so cold that only its best logits have weight, of which
+        the number 0 picks the first."""
+        inverse = mx.array([_SHARPEST if row.greedy else 1.0 / row.params.temperature for row in rows])[:, None]
+        uniform = mx.array([0.0 if row.greedy else min(row.uniform(), _LARGEST_UNIFORM) for row in rows])[:, None]
+        peak = mx.max(scores, axis=-1, keepdims=True)
+        scaled, weights = self._weigh(scores, peak, inverse)
         floor = self._floor(scaled, weights, rows)
         if floor is not None:
             weights = mx.where(scaled >= floor, weights, 0.0)
-        drawn = _inverse_cdf(weights, mx.array([min(row.uniform(), _LARGEST_UNIFORM) for row in rows]))
-        if any(row.greedy for row in rows):
-            drawn = mx.where(mx.array([row.greedy for row in rows]), best, drawn)
-        return drawn
+        tokens, peak = self._pick(weights, uniform, peak)
+        return tokens, peak
 
     def _floor(self, scaled: mx.array, weights: mx.array, rows: Sequence[RowSampler]) -> mx.array | None:
         """The lowest scaled logit each row may draw, [S, 1], or None when no row is truncated.
@@ -187,19 +193,28 @@ def _blocks(array: mx.array, width: int, fill: float) -> mx.array:
     return array.reshape(array.shape[0], -1, width)
 
 
-def _inverse_cdf(weights: mx.array, uniform: mx.array) -> mx.array:
-    """The id whose share of the summed weights [S, vocab] covers each row's uniform number: int32 [S]."""
-    blocks = _blocks(weights, _CDF_BLOCK, 0.0)
+def _weigh(scores: mx.array, peak: mx.array, inverse: mx.array) -> list[mx.array]:
+    scaled = (scores - peak) * inverse
+    return [scaled, mx.exp(scaled)]
+
+
+def _pick(weights: mx.array, uniform: mx.array, peak: mx.array) -> list[mx.array]:
+    """The id whose share of the summed weights [S, vocab] covers each row's uniform number [S, 1]: int32 [S]; and the
+    peaks, NaN where the weights are."""
+    width = next((width for width in _CDF_BLOCKS if weights.shape[-1] % width == 0), _CDF_BLOCKS[0])
+    blocks = _blocks(weights, width, 0.0)
     sums = mx.sum(blocks, axis=-1)
     edges = mx.cumsum(sums, axis=-1)
-    target = uniform[:, None] * edges[:, -1:]
+    target = uniform * edges[:, -1:]
     group = mx.argmax(edges > target, axis=-1)[:, None]
     before = mx.take_along_axis(edges - sums, group, axis=-1)
     inside = mx.cumsum(mx.take_along_axis(blocks, group[:, :, None], axis=1)[:, 0], axis=-1)
     # Rounding may put the target a hair outside its block; strictly below the block's end there is an id with mass.
     rest = mx.minimum(mx.maximum(target - before, 0.0), inside[:, -1:] * _LARGEST_UNIFORM)
     place = mx.argmax(inside > rest, axis=-1)[:, None]
-    return (group.astype(mx.int32) * _CDF_BLOCK + place.astype(mx.int32))[:, 0]
+    tokens = (group.astype(mx.int32) * width + place.astype(mx.int32))[:, 0]
+    checked = mx.where(mx.abs(peak) < mx.inf, peak + 0.0 * edges[:, -1:], peak)
+    return [tokens, checked[:, 0]]
 
 
 def _apply_masks(scores: mx.array, masks: Mask) -> mx.array:

@@ -36,7 +36,7 @@ class Sequence:
         self.cached_tokens = 0
         self.pending = 0
         self.alone = False
-        self.sampler = RowSampler(request.sampling, prompt[-256:].tolist())
+        self.sampler = RowSampler(request.sampling, prompt[-max(request.sampling.repetition_context, 1) :].tolist())
         self.repetition = RepetitionDetector() if request.repetition_stop else None
         self.done = False
         self._started = time.perf_counter()

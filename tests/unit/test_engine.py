@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from mlx_gptoss.engine import Engine, EngineOptions, GenerationRequest
 from mlx_gptoss.engine.constraint import Mask
+from mlx_gptoss.engine.sequence import Sequence as EngineSequence
 from mlx_gptoss.errors import (
     ContextOverflowError,
     EngineClosedError,
@@ -484,6 +487,41 @@ def test_async_iteration_and_many_threads() -> None:
         for thread in threads:
             thread.join()
     assert results == expected
+
+
+def test_many_short_requests_with_random_cancels_leave_nothing_behind() -> None:
+    model = FakeModel()
+    random = np.random.default_rng(5)
+    ends: Counter[str] = Counter()
+
+    def client(engine: Engine, seed: int) -> None:
+        mine = np.random.default_rng(seed)
+        for _ in range(100):
+            prompt = mine.integers(0, 320, size=int(mine.integers(1, 12))).tolist()
+            generation = engine.submit(ask(prompt, int(mine.integers(1, 5))))
+            if mine.random() < 0.3:
+                time.sleep(float(mine.random()) * 0.002)
+                generation.cancel()
+            finished = generation.wait(20)
+            assert finished is not None
+            ends[finished.finish_reason] += 1
+
+    with engine_of(model, max_batch=3, prefix_cache_bytes=4096) as engine:
+        seeds = random.integers(0, 2**31, size=4).tolist()
+        threads = [threading.Thread(target=client, args=(engine, seed)) for seed in seeds]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        deadline = time.time() + 5
+        while engine.stats().active and time.time() < deadline:
+            time.sleep(0.01)
+        assert (engine.stats().active, engine.stats().queued) == (0, 0)
+        assert engine.stats().prefix_cache_bytes <= 4096
+    assert sum(ends.values()) == 400
+    assert set(ends) <= {"length", "cancelled"}
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, EngineSequence)]
 
 
 def test_stats_count_what_happened() -> None:

@@ -86,6 +86,14 @@ def test_every_row_draws_what_numpy_draws(
             assert below - 1e-4 <= row.uniform() <= above + 1e-4
 
 
+@pytest.mark.parametrize("vocab", [200, 201_088])
+def test_a_greedy_row_among_others_takes_the_first_of_the_best(vocab: int) -> None:
+    logits = np.random.default_rng(1).normal(size=(2, vocab)).astype(np.float32)
+    logits[0, [50, 150]] = logits[0].max() + 1e-6
+    rows = [RowSampler(SamplingParams(temperature=0.0)), RowSampler(SamplingParams(seed=1))]
+    assert draw(logits.astype(np.float64), *rows)[0] == int(logits[0].argmax())
+
+
 def test_rows_do_not_see_each_other() -> None:
     logits = np.random.default_rng(0).normal(size=(4, 1000)) * 3
     params = [
@@ -116,7 +124,7 @@ def test_the_tail_of_a_large_vocabulary_keeps_its_mass() -> None:
     logits[0] = 0.0
     tail = 1 - 1 / (1 + 201_087e-9)
     row = RowSampler(SamplingParams(seed=0))
-    sampler, device = Sampler(), mx.array(logits.astype(np.float32))[None]
+    sampler, device = Sampler(blocking=False), mx.array(logits.astype(np.float32))[None]
     row.uniform = lambda: 1 - tail * 0.5  # type: ignore[method-assign]
     token = int(np.array(sampler.sample(device, [row]).tokens)[0])
     assert abs(token - 100_544) < 201_088 * 0.1
@@ -201,8 +209,9 @@ def test_masks_allow_exactly_their_bits() -> None:
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0.0), SamplingParams(), SamplingParams(top_p=0.5)])
 def test_broken_logits_show_in_the_peak(params: SamplingParams) -> None:
     for value, check in ((np.nan, np.isnan), (-np.inf, np.isneginf)):
-        sampled = Sampler().sample(mx.full((1, 100), value), [RowSampler(params)])
-        assert check(np.array(sampled.peak)).all()
+        for blocking in (True, False):
+            sampled = Sampler(blocking).sample(mx.full((1, 100), value), [RowSampler(params)])
+            assert check(np.array(sampled.peak)).all()
 
 
 def test_logprobs_are_the_models_own() -> None:
