@@ -31,8 +31,9 @@ _LANGUAGE = (
 )
 # The address sanitiser's outlined callbacks tell the runtime of every access, with its width.
 _CHECKED = (
-    *("-DMSL_CHECKED", "-fsanitize=kernel-address", "-mllvm", "-asan-instrumentation-with-call-threshold=0"),
-    *("-mllvm", "-asan-stack=0", "-mllvm", "-asan-globals=0", "-mllvm", "-asan-opt=0"),
+    *("-DMSL_CHECKED", "-Xclang", "-fsanitize=kernel-address", "-Xclang", "-fsanitize-recover=kernel-address"),
+    *("-mllvm", "-asan-instrumentation-with-call-threshold=0", "-mllvm", "-asan-opt=0"),
+    *("-mllvm", "-asan-stack=0", "-mllvm", "-asan-globals=0"),
 )
 _DIAGNOSTIC = re.compile(
     r"^(?P<file>[^:\n]+):(?P<line>\d+):(?P<column>\d+): (?P<level>fatal error|error|warning|note): (?P<text>.*)$"
