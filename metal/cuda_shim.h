@@ -596,6 +596,41 @@ MSL_FN void simdgroup_multiply_accumulate_16x8x16(
       msl_operand(a11, false), msl_operand(b0, true), msl_operand(b1, true));
 }
 
+// Four blocks in one instruction: each lane names the row (lane % 8) of block (lane / 8), 16 bytes in threadgroup memory.
+template <bool TRANSPOSE, typename T>
+MSL_FN void msl_load_2x2(
+    simdgroup_matrix<T, 8, 8>& m0, simdgroup_matrix<T, 8, 8>& m1, simdgroup_matrix<T, 8, 8>& m2,
+    simdgroup_matrix<T, 8, 8>& m3, const T* p, int pitch, int odd, int upper) {
+  uint lane = msl_lane(), r0, r1, r2, r3;
+  uint address = uint(
+      __cvta_generic_to_shared(p + (int(lane % 8) * pitch + int(lane / 8 % 2) * odd + int(lane / 16) * upper)));
+  if (TRANSPOSE) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+        : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3) : "r"(address) : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+        : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3) : "r"(address) : "memory");
+  }
+  m0.elements = as_type<vec<T, 2>>(r0);
+  m1.elements = as_type<vec<T, 2>>(r1);
+  m2.elements = as_type<vec<T, 2>>(r2);
+  m3.elements = as_type<vec<T, 2>>(r3);
+}
+template <typename T>
+MSL_FN void simdgroup_load_left_2x2(
+    simdgroup_matrix<T, 8, 8>& a00, simdgroup_matrix<T, 8, 8>& a01, simdgroup_matrix<T, 8, 8>& a10,
+    simdgroup_matrix<T, 8, 8>& a11, const T* p, int pitch, int right, int down) {
+  msl_load_2x2<false>(a00, a10, a01, a11, p, pitch, down, right);  // in the order of the product's registers
+  a00.transposed = a01.transposed = a10.transposed = a11.transposed = false;
+}
+template <bool TRANSPOSE, typename T>
+MSL_FN void simdgroup_load_right_2x2(
+    simdgroup_matrix<T, 8, 8>& b0, simdgroup_matrix<T, 8, 8>& b1, simdgroup_matrix<T, 8, 8>& c0,
+    simdgroup_matrix<T, 8, 8>& c1, const T* p, int pitch, int along, int beside) {
+  msl_load_2x2<!TRANSPOSE>(b0, b1, c0, c1, p, pitch, along, beside);
+  b0.transposed = b1.transposed = c0.transposed = c1.transposed = true;
+}
+
 }  // namespace metal
 
 #define INFINITY __int_as_float(0x7f800000)

@@ -61,10 +61,11 @@ template <typename T, typename B, int GROUP>
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
 #pragma clang loop unroll(full)
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 4; i += 2) {
 #pragma clang loop unroll(full)
-      for (int j = 0; j < 8; ++j) {
-        simdgroup_load(query[i][j], weight + (i * 8 + j) * 64, 8);
+      for (int j = 0; j < 8; j += 2) {
+        load_left(
+            query[i][j], query[i][j + 1], query[i + 1][j], query[i + 1][j + 1], weight + (i * 8 + j) * 64, 8, 64, 512);
       }
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
@@ -121,24 +122,31 @@ template <typename T, typename B, int GROUP>
     // Scores: 32 rows x 32 keys.
     const threadgroup T* key_blocks = (const threadgroup T*)keys;
 #pragma clang loop unroll(full)
-    for (int n = 0; n < 4; ++n) {
-      simdgroup_matrix<float, 8, 8> s[4];
+    for (int n = 0; n < 4; n += 2) {
+      simdgroup_matrix<float, 8, 8> s[4][2];
 #pragma clang loop unroll(full)
       for (int i = 0; i < 4; ++i) {
-        s[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+        s[i][0] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+        s[i][1] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
       }
 #pragma clang loop unroll(full)
       for (int d = 0; d < 8; d += 2) {
-        simdgroup_matrix<T, 8, 8> b0;
-        simdgroup_matrix<T, 8, 8> b1;
-        simdgroup_load(b0, key_blocks + (n * 8 + d) * 64, 8, ulong2(0, 0), true);
-        simdgroup_load(b1, key_blocks + (n * 8 + d + 1) * 64, 8, ulong2(0, 0), true);
-        multiply_16x8x16<T>(s[0], s[1], query[0][d], query[0][d + 1], query[1][d], query[1][d + 1], b0, b1);
-        multiply_16x8x16<T>(s[2], s[3], query[2][d], query[2][d + 1], query[3][d], query[3][d + 1], b0, b1);
+        simdgroup_matrix<T, 8, 8> b[2][2];
+        load_right<true>(b[0][0], b[0][1], b[1][0], b[1][1], key_blocks + (n * 8 + d) * 64, 8, 64, 512);
+#pragma clang loop unroll(full)
+        for (int i = 0; i < 4; i += 2) {
+#pragma clang loop unroll(full)
+          for (int j = 0; j < 2; ++j) {
+            multiply_16x8x16<T>(
+                s[i][j], s[i + 1][j], query[i][d], query[i][d + 1], query[i + 1][d], query[i + 1][d + 1], b[j][0],
+                b[j][1]);
+          }
+        }
       }
 #pragma clang loop unroll(full)
       for (int i = 0; i < 4; ++i) {
-        simdgroup_store(s[i], score + i * 8 * SCORE_STRIDE + n * 8, SCORE_STRIDE);
+        simdgroup_store(s[i][0], score + i * 8 * SCORE_STRIDE + n * 8, SCORE_STRIDE);
+        simdgroup_store(s[i][1], score + i * 8 * SCORE_STRIDE + n * 8 + 8, SCORE_STRIDE);
       }
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
@@ -204,18 +212,23 @@ template <typename T, typename B, int GROUP>
     for (int n = 0; n < 4; n += 2) {
       simdgroup_matrix<T, 8, 8> a[4][2];
 #pragma clang loop unroll(full)
-      for (int i = 0; i < 4; ++i) {
-        simdgroup_load(a[i][0], weight + i * 8 * WEIGHT_STRIDE + n * 8, WEIGHT_STRIDE);
-        simdgroup_load(a[i][1], weight + i * 8 * WEIGHT_STRIDE + n * 8 + 8, WEIGHT_STRIDE);
+      for (int i = 0; i < 4; i += 2) {
+        load_left(
+            a[i][0], a[i][1], a[i + 1][0], a[i + 1][1], weight + i * 8 * WEIGHT_STRIDE + n * 8, WEIGHT_STRIDE, 8,
+            8 * WEIGHT_STRIDE);
       }
 #pragma clang loop unroll(full)
-      for (int d = 0; d < 8; ++d) {
-        simdgroup_matrix<T, 8, 8> b0;
-        simdgroup_matrix<T, 8, 8> b1;
-        simdgroup_load(b0, value_blocks + (n * 8 + d) * 64, 8);
-        simdgroup_load(b1, value_blocks + (n * 8 + 8 + d) * 64, 8);
-        multiply_16x8x16<T>(sum[0][d], sum[1][d], a[0][0], a[0][1], a[1][0], a[1][1], b0, b1);
-        multiply_16x8x16<T>(sum[2][d], sum[3][d], a[2][0], a[2][1], a[3][0], a[3][1], b0, b1);
+      for (int d = 0; d < 8; d += 2) {
+        simdgroup_matrix<T, 8, 8> b[2][2];
+        load_right<false>(b[0][0], b[0][1], b[1][0], b[1][1], value_blocks + (n * 8 + d) * 64, 8, 512, 64);
+#pragma clang loop unroll(full)
+        for (int i = 0; i < 4; i += 2) {
+#pragma clang loop unroll(full)
+          for (int j = 0; j < 2; ++j) {
+            multiply_16x8x16<T>(
+                sum[i][d + j], sum[i + 1][d + j], a[i][0], a[i][1], a[i + 1][0], a[i + 1][1], b[j][0], b[j][1]);
+          }
+        }
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);

@@ -44,7 +44,7 @@ _APPLE = PrefillTuning()
 
 TUNINGS: Mapping[str, PrefillTuning] = {
     **{f"m{generation}{size}": _APPLE for generation in range(1, 6) for size in ("", "-pro", "-max", "-ultra")},
-    "h100": PrefillTuning(gate_up=Tile(128, 128, 2, 2, 4, True), down=Tile(128, 128, 2, 2, 4, True)),
+    "h100": PrefillTuning(gate_up=Tile(128, 128, 2, 2, 8, True), down=Tile(128, 128, 2, 2, 8, True)),
     "bench": PrefillTuning(
         gate_up=Tile(32, 32, 1, 2), down=Tile(32, 64, 2, 1), sort_threads=128, rope_threads=64, sum_threads=32
     ),
