@@ -75,21 +75,23 @@ def test_tokens_do_not_depend_on_neighbours(
             assert answer == expected
 
 
-def test_a_conversation_prefills_only_what_is_new(model: GptOssModel, engine: Engine) -> None:
+@pytest.mark.parametrize("load", [tiny_model, tiny_fused_model])
+def test_a_conversation_prefills_only_what_is_new(model: GptOssModel, load: Callable[[], TokenModel]) -> None:
     """Ten turns past the window; each history drops the end of the answer, as Harmony drops analysis."""
     history = list(range(100, 130))
     previous = 0
-    for _ in range(10):
-        generation = engine.submit(ask(history, 9, boundaries=(30, len(history) - 2)))
-        answer = ids(generation)
-        expected, gap = greedy_alone(model, history, 9)
-        if gap > SURE:
-            assert answer == expected
-        assert generation.finished is not None
-        usage = generation.finished.usage
-        assert usage.cached_tokens == previous
-        previous = len(history)
-        history = [*history, 250, *answer[4:], 7, 8, 9]
+    with Engine(load, EngineOptions(prefill_chunk=5, snapshot_gap=3)) as engine:
+        for _ in range(10):
+            generation = engine.submit(ask(history, 9, boundaries=(30, len(history) - 2)))
+            answer = ids(generation)
+            expected, gap = greedy_alone(model, history, 9)
+            if gap > SURE:
+                assert answer == expected
+            assert generation.finished is not None
+            usage = generation.finished.usage
+            assert usage.cached_tokens == previous
+            previous = len(history)
+            history = [*history, 250, *answer[4:], 7, 8, 9]
 
 
 def test_sampling_with_a_seed_is_the_same_in_any_company(engine: Engine) -> None:
