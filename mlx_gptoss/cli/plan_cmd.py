@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from mlx_gptoss.plan.machine import described_machine, this_machine
+from mlx_gptoss.plan.planner import SPEED_CONTEXT, SPEED_PROMPT, Fit, advice, plan_json
 from mlx_gptoss.plan.planner import plan as make_plan
-from mlx_gptoss.plan.planner import plan_json
+
+_ROW = "{:6}{:13}{:12}{:>9}  {:5}{:>9}{:>8}{:>8}{:>8}"
 
 
 @click.command()
@@ -26,22 +26,31 @@ def plan(chip: str | None, memory: float | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(plan_json(machine, fits)))
         return
-    click.echo(f"{machine.name}: {machine.working_set / 1e9:.1f} GB usable by a model")
-    table = Table("model", "attention/embed/head", "weights", "fits", "context", "8k chats", "decode", "prefill", "advice",
-                  box=None, header_style="bold")  # fmt: skip
+    click.echo(f"{machine.name}: a model may take {machine.working_set / 1e9:.1f} GB")
+    click.echo()
+    click.echo(_ROW.format("model", "--for", "precision", "weights", "fits", "context", "chats", "decode", "prefill"))
     for entry in fits:
-        decode = "?" if entry.decode_tps is None else f"{entry.decode_tps:.0f} tok/s"
-        prefill = "?" if entry.prefill_tps is None else f"{entry.prefill_tps:.0f} tok/s"
-        table.add_row(
-            entry.model.split("/")[-1],
-            entry.precision,
-            f"{entry.weight_bytes / 1e9:.1f} GB",
-            "yes" if entry.fits else "no",
-            f"{entry.context}" if entry.fits else "-",
-            f"{entry.conversations}" if entry.fits else "-",
-            decode if entry.fits else "-",
-            prefill if entry.fits else "-",
-            entry.advice,
+        click.echo(_row(entry))
+    click.echo("Precision is that of attention/embedding/head; chats are of 8192 tokens each.\n")
+    for line in advice(machine, fits):
+        click.echo(line)
+    click.echo()
+    if machine.chip is not None:
+        click.echo(
+            f"Speeds are estimates in tokens/s, decode at {SPEED_CONTEXT} tokens and prefill of {SPEED_PROMPT};\n"
+            "`mlx-gptoss bench` measures them."
         )
-    Console().print(table)
-    click.echo("Speeds are estimates of the cost model; `mlx-gptoss bench` measures.", err=True)
+
+
+def _row(entry: Fit) -> str:
+    return _ROW.format(
+        entry.model.rsplit("-", 1)[-1],
+        entry.choice,
+        entry.precision,
+        f"{entry.weight_bytes / 1e9:.1f} GB",
+        "yes" if entry.fits else "no",
+        entry.context if entry.fits else "-",
+        entry.conversations if entry.fits else "-",
+        "?" if entry.decode_tps is None else f"{entry.decode_tps:.0f}",
+        "?" if entry.prefill_tps is None else f"{entry.prefill_tps:.0f}",
+    ).rstrip()

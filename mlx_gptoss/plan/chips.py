@@ -69,13 +69,22 @@ CHIPS: tuple[Chip, ...] = (
 )
 
 
-def find_chip(name: str) -> Chip:
-    """A chip by name: `m4-max`, `M4 Max`, `Apple M4 Max`. Raises InvalidRequestError that lists the known ones."""
+def find_chip(name: str, memory_gib: float | None = None) -> Chip:
+    """A chip by name: `m4-max`, `M4 Max`, `Apple M4 Max`. Raises InvalidRequestError that lists the known ones.
+
+    Max chips come with fewer or more GPU cores under one name; where `memory_gib` was sold only with the smaller
+    one, that is the one.
+    """
     wanted = "-".join(name.lower().removeprefix("apple").split()).strip("-")
-    for chip in CHIPS:
-        if chip.name == wanted:
-            return chip
-    raise InvalidRequestError(f"unknown chip {name!r}", param="chip", expected=", ".join(chip.name for chip in CHIPS))
+    named = [chip for chip in CHIPS if chip.name == wanted]
+    if not named:
+        raise InvalidRequestError(
+            f"unknown chip {name!r}", param="chip", expected=", ".join(chip.name for chip in CHIPS)
+        )
+    variants = [chip for chip in CHIPS if chip.name.startswith(f"{wanted}-") and chip.name[len(wanted) + 1 :].isdigit()]
+    if memory_gib is not None and memory_gib not in named[0].memory_gib:
+        return next((chip for chip in variants if memory_gib in chip.memory_gib), named[0])
+    return named[0]
 
 
 def default_working_set(memory_bytes: int) -> int:

@@ -31,7 +31,7 @@ class Machine:
 
 def described_machine(chip: str, memory_gib: float | None) -> Machine:
     """A machine by chip and memory, with macOS's default limit."""
-    found = find_chip(chip)
+    found = find_chip(chip, memory_gib)
     size = int((memory_gib if memory_gib is not None else found.memory_gib[-1]) * GIB)
     if size <= 0:
         raise InvalidRequestError("memory is not positive", param="memory", got=str(memory_gib))
@@ -60,7 +60,7 @@ def _this_mac() -> Machine:
     memory = int(info["memory_size"])
     limit = int(info["max_recommended_working_set_size"])
     try:
-        chip: Chip | None = find_chip(str(info.get("device_name", "")))
+        chip: Chip | None = find_chip(str(info.get("device_name", "")), memory / GIB)
     except InvalidRequestError:
         chip = None
     return Machine(f"{info.get('device_name', 'Apple GPU')}, {memory / GIB:g} GB", memory, limit, chip)
