@@ -393,18 +393,18 @@ def tune(backend: Backend, budget_s: float) -> Tuning:
             change = {name: winner}
             best = dataclasses.replace(best, **change)
 
-    matrices = [Rows(r, s, u) for r in (2, 4) for s in (4, 8, 16) for u in (1, 2, 4)]
-    experts = [Rows(r, s, u) for r in (2, 4, 8) for s in (2, 4, 8) for u in (1, 3)]
-    downs = [Rows(r, s, u, share=4) for r in (1, 2, 4) for s in (4, 8) for u in (1, 3)]
+    matrices = [Rows(r, s, u) for r in (2, 4) for s in (4, 8) for u in (1, 2, 3, 4, 6)]
+    experts = [Rows(r, s, u, passes=p) for u in (1, 2, 3) for r in (2, 4) for s in (2, 4) for p in (1, 2)]
+    downs = [Rows(r, s, u, share=4) for r in (1, 2, 4) for s in (4, 8) for u in (1, 2, 3)]
     search("gate_up", experts, lambda bench: next(iter(bench.experts(32))).us)
     search("down", downs, lambda bench: list(bench.experts(32))[1].us)
     search("qkv", matrices, lambda bench: bench.qkv("bf16").us)
     search("out", matrices, lambda bench: bench.out("bf16").us)
-    search("router", [Rows(1, s, u) for s in (1, 4, 8) for u in (4, 6, 12)], lambda bench: bench.router(32).us)
+    search("router", [Rows(1, s, u) for s in (1, 4, 8) for u in (6, 12)], lambda bench: bench.router(32).us)
     full = [Attention(s, u, split_keys=k, max_parts=p)
-            for s, u in ((2, 4), (4, 2), (4, 4), (8, 2)) for k, p in ((64, 32), (64, 64), (128, 64))]  # fmt: skip
+            for s, u in ((4, 1), (4, 2), (8, 1)) for k, p in ((64, 32), (128, 32), (64, 64))]  # fmt: skip
     search("full", full, lambda bench: bench.full(8192).us + 0.2 * bench.full(131072).us)
-    search("sliding", [Attention(s, u) for s, u in ((4, 2), (4, 4), (8, 2), (16, 2))], lambda bench: bench.sliding().us)
+    search("sliding", [Attention(s, u) for s, u in ((4, 1), (4, 2), (8, 1), (8, 2))], lambda bench: bench.sliding().us)
     return best
 
 

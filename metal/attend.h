@@ -1,8 +1,10 @@
 // One query position's attention over a stream of keys: up to 8 query heads that share a key/value head, head_dim 64.
 //
 // A key is 8 lanes wide (8 values a lane, 16 bytes in bf16), so a simdgroup reads 4 neighbouring keys at a time, once for
-// all heads. The 8 heads' partial scores are reduced over the 8 lanes by a transposing butterfly of 7 shuffles, which
-// leaves head `lane % 8` in each lane. The softmax is online, in powers of two: q is scaled by log2(e) / sqrt(64).
+// all heads. Each head's score is a butterfly over the 8 lanes, which leaves it in all of them: no lane has to choose
+// which value to exchange (a choice beside a shuffle invites a compiler to branch around it), and the weights of the
+// values need no broadcast. The barriers before the butterflies tell compilers that the simdgroup is together. The softmax is online, in powers of two: q is scaled by log2(e) / sqrt(64). The 4 groups of
+// 8 lanes each keep their own maximum until the end.
 #pragma once
 #include "common.h"
 
@@ -33,79 +35,74 @@ METAL_FUNC void load_queries(const device float* q, int heads, uint lane, thread
   }
 }
 
-// Half of the `count` values go to the lane across `bit`, which keeps the upper half when its own bit is set.
-template <int COUNT>
-METAL_FUNC void fold(thread float* x, uint lane, uint bit) {
-  bool upper = (lane & bit) != 0;
-#pragma clang loop unroll(full)
-  for (int i = 0; i < COUNT / 2; ++i) {
-    float mine = upper ? x[i + COUNT / 2] : x[i];
-    float other = upper ? x[i] : x[i + COUNT / 2];
-    x[i] = mine + simd_shuffle_xor(other, ushort(bit));
-  }
-}
-
 // Takes 4 U keys: lane group lane / 8 holds keys 4 u + lane / 8, this lane 8 values of each key and value, as `raw` from
-// load8. `m` and `l` are the maximum and this lane's share of the denominator for head lane % 8; acc [8 heads][8 values]
-// this lane's share of the sums. `type` only says the cache's type.
+// load8. For each head, `m` is this lane group's maximum, `l` its denominator, acc [8 heads][8 values] its sums. `type`
+// only says the cache's type.
 template <int U, typename T>
 METAL_FUNC void attend(
     const device T* type,
     const thread float* q,
     const thread uint* raw,
     const thread bool* valid,
-    uint lane,
-    thread float& m,
-    thread float& l,
+    thread float* m,
+    thread float* l,
     thread float* acc) {
   constexpr int WORDS = 2 * sizeof(T);
-  float score[U];
-  float top = m;
+  float score[U * ATTEND_HEADS];
 #pragma clang loop unroll(full)
   for (int u = 0; u < U; ++u) {
-    float part[ATTEND_HEADS];
     float k[8];
     unpack8(type, raw + 2 * u * WORDS, k);
 #pragma clang loop unroll(full)
     for (int h = 0; h < ATTEND_HEADS; ++h) {
-      float sum = 0.0f;
+      float sum = q[8 * h] * k[0];
 #pragma clang loop unroll(full)
-      for (int i = 0; i < 8; ++i) {
+      for (int i = 1; i < 8; ++i) {
         sum = metal::fma(q[8 * h + i], k[i], sum);
       }
-      part[h] = sum;
+      score[ATTEND_HEADS * u + h] = sum;
     }
-    fold<8>(part, lane, 4);
-    fold<4>(part, lane, 2);
-    fold<2>(part, lane, 1);
-    score[u] = valid[u] ? part[0] : no_score();
-    top = metal::max(top, score[u]);
   }
-  top = metal::max(top, simd_shuffle_xor(top, ushort(8)));
-  top = metal::max(top, simd_shuffle_xor(top, ushort(16)));
-  float shrink = metal::exp2(m - top);
-  ushort group = ushort(lane & 24u);
-  if (simd_any(top > m)) {
-    l *= shrink;
+  simdgroup_barrier(mem_flags::mem_none);
+#pragma clang loop unroll(full)
+  for (int bit = 4; bit > 0; bit /= 2) {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < U * ATTEND_HEADS; ++i) {
+      score[i] += simd_shuffle_xor(score[i], ushort(bit));
+    }
+  }
+  float top[ATTEND_HEADS];
+  bool grows = false;
+#pragma clang loop unroll(full)
+  for (int h = 0; h < ATTEND_HEADS; ++h) {
+    top[h] = m[h];
+#pragma clang loop unroll(full)
+    for (int u = 0; u < U; ++u) {
+      score[ATTEND_HEADS * u + h] = valid[u] ? score[ATTEND_HEADS * u + h] : no_score();
+      top[h] = metal::max(top[h], score[ATTEND_HEADS * u + h]);
+    }
+    grows = grows || top[h] > m[h];
+  }
+  if (simd_any(grows)) {
 #pragma clang loop unroll(full)
     for (int h = 0; h < ATTEND_HEADS; ++h) {
-      float factor = simd_shuffle(shrink, ushort(group + h));
+      float shrink = metal::exp2(m[h] - top[h]);
+      m[h] = top[h];
+      l[h] *= shrink;
 #pragma clang loop unroll(full)
       for (int i = 0; i < 8; ++i) {
-        acc[8 * h + i] *= factor;
+        acc[8 * h + i] *= shrink;
       }
     }
   }
-  m = top;
 #pragma clang loop unroll(full)
   for (int u = 0; u < U; ++u) {
-    float p = metal::exp2(score[u] - top);
     float v[8];
     unpack8(type, raw + (2 * u + 1) * WORDS, v);
-    l += p;
 #pragma clang loop unroll(full)
     for (int h = 0; h < ATTEND_HEADS; ++h) {
-      float weight = simd_shuffle(p, ushort(group + h));
+      float weight = metal::exp2(score[ATTEND_HEADS * u + h] - m[h]);
+      l[h] += weight;
 #pragma clang loop unroll(full)
       for (int i = 0; i < 8; ++i) {
         acc[8 * h + i] = metal::fma(weight, v[i], acc[8 * h + i]);
@@ -114,63 +111,87 @@ METAL_FUNC void attend(
   }
 }
 
-// Floats of threadgroup memory that `finish` needs.
+// float4s of threadgroup memory that `finish` needs for sums; it also needs 2 floats a simdgroup and head.
 constexpr int attend_memory(int simdgroups) {
-  return simdgroups * ATTEND_HEADS * (ATTEND_DIM + 2);
+  return simdgroups * ATTEND_HEADS * ATTEND_DIM / 4;
 }
 
 // Adds up the simdgroups of a threadgroup and writes `heads` heads: with FINAL the attention itself, [heads, 64], the
 // sink counted here; else parts for the merge kernel, [heads, part_stride, 68] at part `part`.
 template <int SIMDGROUPS, bool FINAL, typename B>
 METAL_FUNC void finish(
-    float m,
-    float l,
+    thread float* m,
+    thread float* l,
     thread float* acc,
     const device B* sinks,
     int heads,
     int part,
     int part_stride,
-    threadgroup float* memory,
+    threadgroup float4* memory,
+    threadgroup float* stats,
     uint simdgroup,
     uint lane,
     device float* out) {
-  l += simd_shuffle_xor(l, ushort(8));
-  l += simd_shuffle_xor(l, ushort(16));
-  fold<64>(acc, lane, 16);
-  fold<32>(acc, lane, 8);
-  threadgroup float* stats = memory + SIMDGROUPS * ATTEND_HEADS * ATTEND_DIM;
-  int head = int((lane >> 4) & 1u) * 4 + int((lane >> 3) & 1u) * 2;
-  threadgroup float* mine = memory + int(simdgroup) * ATTEND_HEADS * ATTEND_DIM + head * ATTEND_DIM + int(lane & 7u) * 8;
+  simdgroup_barrier(mem_flags::mem_none);
 #pragma clang loop unroll(full)
-  for (int i = 0; i < 8; ++i) {
-    mine[i] = acc[i];
-    mine[ATTEND_DIM + i] = acc[8 + i];
+  for (int h = 0; h < ATTEND_HEADS; ++h) {
+    float top = metal::max(m[h], simd_shuffle_xor(m[h], ushort(8)));
+    top = metal::max(top, simd_shuffle_xor(top, ushort(16)));
+    float shrink = metal::exp2(m[h] - top);
+    float total = l[h] * shrink;
+    total += simd_shuffle_xor(total, ushort(8));
+    total += simd_shuffle_xor(total, ushort(16));
+    if (lane == 0) {
+      stats[(int(simdgroup) * ATTEND_HEADS + h) * 2] = top;
+      stats[(int(simdgroup) * ATTEND_HEADS + h) * 2 + 1] = total;
+    }
+#pragma clang loop unroll(full)
+    for (int i = 0; i < 8; ++i) {
+      acc[8 * h + i] *= shrink;
+    }
   }
-  if (lane < 8) {
-    stats[(int(simdgroup) * ATTEND_HEADS + int(lane)) * 2] = m;
-    stats[(int(simdgroup) * ATTEND_HEADS + int(lane)) * 2 + 1] = l;
+  // One lane group after the other adds its sums.
+  threadgroup float4* mine = memory + int(simdgroup) * (ATTEND_HEADS * ATTEND_DIM / 4) + int(lane & 7u) * 2;
+#pragma clang loop unroll(disable)
+  for (uint g = 0; g < 4; ++g) {
+    if (lane / 8 == g) {
+#pragma clang loop unroll(full)
+      for (int h = 0; h < ATTEND_HEADS; ++h) {
+#pragma clang loop unroll(full)
+        for (int j = 0; j < 2; ++j) {
+          int i = 8 * h + 4 * j;
+          float4 sum = float4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3]);
+          int at = h * (ATTEND_DIM / 4) + j;
+          mine[at] = g == 0 ? sum : mine[at] + sum;
+        }
+      }
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (int i = int(simdgroup * 32 + lane); i < heads * ATTEND_DIM; i += 32 * SIMDGROUPS) {
-    int h = i / ATTEND_DIM;
-    int d = i % ATTEND_DIM;
+#pragma clang loop unroll(disable)
+  for (int i = int(simdgroup * 32 + lane); i < heads * (ATTEND_DIM / 4); i += 32 * SIMDGROUPS) {
+    int h = i / (ATTEND_DIM / 4);
+    int d = i % (ATTEND_DIM / 4);
     float sink = FINAL ? float(sinks[h]) * 1.44269504f : no_score();
     float top = sink;
+#pragma clang loop unroll(disable)
     for (int g = 0; g < SIMDGROUPS; ++g) {
       top = metal::max(top, stats[(g * ATTEND_HEADS + h) * 2]);
     }
-    float sum = 0.0f;
+    float4 sum = float4(0.0f);
     float denominator = FINAL ? metal::exp2(sink - top) : 0.0f;
+#pragma clang loop unroll(disable)
     for (int g = 0; g < SIMDGROUPS; ++g) {
       float factor = metal::exp2(stats[(g * ATTEND_HEADS + h) * 2] - top);
       denominator += factor * stats[(g * ATTEND_HEADS + h) * 2 + 1];
-      sum += factor * memory[(g * ATTEND_HEADS + h) * ATTEND_DIM + d];
+      sum = sum + memory[(g * ATTEND_HEADS + h) * (ATTEND_DIM / 4) + d] * factor;
     }
     if (FINAL) {
-      out[h * ATTEND_DIM + d] = sum / denominator;
+      ((device float4*)out)[h * (ATTEND_DIM / 4) + d] = sum * (1.0f / denominator);
     } else {
       device float* to = out + (h * part_stride + part) * ATTEND_PART;
-      to[d] = sum;
+      ((device float4*)to)[d] = sum;
       if (d == 0) {
         to[ATTEND_DIM] = top;
         to[ATTEND_DIM + 1] = denominator;

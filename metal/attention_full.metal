@@ -2,7 +2,7 @@
 // shapes       q [S, KV_HEADS * HEADS, 64] f32 and k, v [S, KV_HEADS, 64], of which row lengths[4] is used;
 //              main_k, main_v [KV_HEADS, C, 64], lengths[1] of C = lengths[3] keys valid; tail_k, tail_v
 //              [KV_HEADS, TAIL, 64], lengths[2] < TAIL valid; sinks [KV_HEADS * HEADS]; lengths i32 [8];
-//              new_k, new_v: the tail with the position written at lengths[2], later rows undefined;
+//              next_k, next_v: the tail with the position written at lengths[2], later rows undefined;
 //              out: FINAL [KV_HEADS * HEADS, 64] f32, else parts [KV_HEADS * HEADS, parts, 68] for attention_merge.
 // grid         parts x KV_HEADS * ceil(HEADS / 8) threadgroups; part i takes the i-th stretch of the main cache, the
 //              last part the tail as well. FINAL needs one part.
@@ -25,13 +25,14 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
     const device B* sinks [[buffer(7)]],
     const device int* lengths [[buffer(8)]],
     device float* out [[buffer(9)]],
-    device T* new_k [[buffer(10)]],
-    device T* new_v [[buffer(11)]],
+    device T* next_k [[buffer(10)]],
+    device T* next_v [[buffer(11)]],
     uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
     uint3 threadgroups_per_grid [[threadgroups_per_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-  threadgroup float memory[attend_memory(SIMDGROUPS)];
+  threadgroup float4 memory[attend_memory(SIMDGROUPS)];
+  threadgroup float stats[SIMDGROUPS * ATTEND_HEADS * 2];
   constexpr int GROUPS = (HEADS + 7) / 8;
   constexpr int BLOCK = 4 * UNROLL;
   uint lane = thread_index_in_simdgroup;
@@ -46,9 +47,13 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
   int dims = int(lane & 7u);
   float queries[64];
   load_queries(q + (row * KV_HEADS * HEADS + head) * 64, heads, lane, queries);
-  float m = -1e30f;
-  float l = 0.0f;
+  float m[ATTEND_HEADS];
+  float l[ATTEND_HEADS];
   float acc[64];
+  for (int h = 0; h < ATTEND_HEADS; ++h) {
+    m[h] = -1e30f;
+    l[h] = 0.0f;
+  }
   for (int i = 0; i < 64; ++i) {
     acc[i] = 0.0f;
   }
@@ -64,28 +69,54 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
   int tail = kv * TAIL * 64;
   int fresh = (row * KV_HEADS + kv) * 64;
   constexpr int WORDS = 2 * sizeof(T);
+  constexpr int STEP = SIMDGROUPS * BLOCK;
   uint raw[2 * UNROLL * WORDS];
-  for (int base = int(simdgroup_index_in_threadgroup) * BLOCK; base < count; base += SIMDGROUPS * BLOCK) {
-    bool valid[UNROLL];
+  uint next[2 * UNROLL * WORDS];
+  bool valid[UNROLL];
+  int base = int(simdgroup_index_in_threadgroup) * BLOCK;
+  // The next keys are on their way while the present ones are used.
+  for (int ahead = base; base < count; ahead += STEP) {
+    if (ahead + BLOCK <= stretch) {
 #pragma clang loop unroll(full)
-    for (int u = 0; u < UNROLL; ++u) {
-      int key = base + 4 * u + int(lane >> 3);
-      int at = key - stretch;
-      valid[u] = key < count;
-      // Lanes past the end take the new position, whose weight is then zero.
-      bool old = valid[u] && at < n_tail;
-      const device T* from_k = !old ? k + fresh : at < 0 ? keys + key * 64 : tail_k + tail + at * 64;
-      const device T* from_v = !old ? v + fresh : at < 0 ? values + key * 64 : tail_v + tail + at * 64;
-      load8(from_k, dims, raw + 2 * u * WORDS);
-      load8(from_v, dims, raw + (2 * u + 1) * WORDS);
-      if (valid[u] && at >= 0 && group == 0) {
-        store8(new_k + tail, at * 8 + dims, raw + 2 * u * WORDS);
-        store8(new_v + tail, at * 8 + dims, raw + (2 * u + 1) * WORDS);
+      for (int u = 0; u < UNROLL; ++u) {
+        int key = ahead + 4 * u + int(lane >> 3);
+        load8(keys, key * 8 + dims, next + 2 * u * WORDS);
+        load8(values, key * 8 + dims, next + (2 * u + 1) * WORDS);
+      }
+    } else if (ahead < count) {
+#pragma clang loop unroll(full)
+      for (int u = 0; u < UNROLL; ++u) {
+        int key = ahead + 4 * u + int(lane >> 3);
+        int at = key - stretch;
+        // Lanes past the end take the new position, whose weight is then zero.
+        bool old = key < count && at < n_tail;
+        const device T* from_k = !old ? k + fresh : at < 0 ? keys + key * 64 : tail_k + tail + at * 64;
+        const device T* from_v = !old ? v + fresh : at < 0 ? values + key * 64 : tail_v + tail + at * 64;
+        load8(from_k, dims, next + 2 * u * WORDS);
+        load8(from_v, dims, next + (2 * u + 1) * WORDS);
+        if (key < count && at >= 0 && group == 0) {
+          store8(next_k + tail, at * 8 + dims, next + 2 * u * WORDS);
+          store8(next_v + tail, at * 8 + dims, next + (2 * u + 1) * WORDS);
+        }
       }
     }
-    attend<UNROLL>(main_k, queries, raw, valid, lane, m, l, acc);
+    if (ahead > base) {
+#pragma clang loop unroll(full)
+      for (int u = 0; u < UNROLL; ++u) {
+        valid[u] = base + 4 * u + int(lane >> 3) < count;
+      }
+      attend<UNROLL>(main_k, queries, raw, valid, m, l, acc);
+      base = ahead;
+    }
+    if (base >= count) {
+      break;
+    }
+#pragma clang loop unroll(full)
+    for (int i = 0; i < 2 * UNROLL * WORDS; ++i) {
+      raw[i] = next[i];
+    }
   }
   device float* to = FINAL ? out + head * 64 : out + head * parts * ATTEND_PART;
   finish<SIMDGROUPS, FINAL>(
-      m, l, acc, sinks + head, heads, part, parts, memory, simdgroup_index_in_threadgroup, lane, to);
+      m, l, acc, sinks + head, heads, part, parts, memory, stats, simdgroup_index_in_threadgroup, lane, to);
 }

@@ -2,7 +2,7 @@
 //              writes it into the ring.
 // shapes       q [S, KV_HEADS * HEADS, 64] f32 and k, v [S, KV_HEADS, 64], of which row lengths[4] is used; ring_k,
 //              ring_v [KV_HEADS, WINDOW, 64], position p in slot p % WINDOW; sinks [KV_HEADS * HEADS]; lengths i32 [8],
-//              lengths[0] positions written so far; new_k, new_v the ring afterwards, slots never written undefined;
+//              lengths[0] positions written so far; next_k, next_v the ring afterwards, slots never written undefined;
 //              out: FINAL [KV_HEADS * HEADS, 64] f32, else parts [KV_HEADS * HEADS, 1, 68] for attention_merge.
 // grid         KV_HEADS * ceil(HEADS / 8) threadgroups.
 // threadgroup  32 SIMDGROUPS threads.
@@ -21,12 +21,13 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int WINDOW, int SIMDG
     const device B* sinks [[buffer(5)]],
     const device int* lengths [[buffer(6)]],
     device float* out [[buffer(7)]],
-    device T* new_k [[buffer(8)]],
-    device T* new_v [[buffer(9)]],
+    device T* next_k [[buffer(8)]],
+    device T* next_v [[buffer(9)]],
     uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-  threadgroup float memory[attend_memory(SIMDGROUPS)];
+  threadgroup float4 memory[attend_memory(SIMDGROUPS)];
+  threadgroup float stats[SIMDGROUPS * ATTEND_HEADS * 2];
   constexpr int GROUPS = (HEADS + 7) / 8;
   constexpr int BLOCK = 4 * UNROLL;
   uint lane = thread_index_in_simdgroup;
@@ -38,9 +39,13 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int WINDOW, int SIMDG
   int dims = int(lane & 7u);
   float queries[64];
   load_queries(q + (row * KV_HEADS * HEADS + head) * 64, heads, lane, queries);
-  float m = -1e30f;
-  float l = 0.0f;
+  float m[ATTEND_HEADS];
+  float l[ATTEND_HEADS];
   float acc[64];
+  for (int h = 0; h < ATTEND_HEADS; ++h) {
+    m[h] = -1e30f;
+    l[h] = 0.0f;
+  }
   for (int i = 0; i < 64; ++i) {
     acc[i] = 0.0f;
   }
@@ -61,12 +66,12 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int WINDOW, int SIMDG
       load8(old ? ring_k + ring + key * 64 : k + fresh, dims, raw + 2 * u * WORDS);
       load8(old ? ring_v + ring + key * 64 : v + fresh, dims, raw + (2 * u + 1) * WORDS);
       if (valid[u] && group == 0) {
-        store8(new_k + ring, key * 8 + dims, raw + 2 * u * WORDS);
-        store8(new_v + ring, key * 8 + dims, raw + (2 * u + 1) * WORDS);
+        store8(next_k + ring, key * 8 + dims, raw + 2 * u * WORDS);
+        store8(next_v + ring, key * 8 + dims, raw + (2 * u + 1) * WORDS);
       }
     }
-    attend<UNROLL>(ring_k, queries, raw, valid, lane, m, l, acc);
+    attend<UNROLL>(ring_k, queries, raw, valid, m, l, acc);
   }
   device float* to = FINAL ? out + head * 64 : out + head * ATTEND_PART;
-  finish<SIMDGROUPS, FINAL>(m, l, acc, sinks + head, heads, 0, 1, memory, simdgroup_index_in_threadgroup, lane, to);
+  finish<SIMDGROUPS, FINAL>(m, l, acc, sinks + head, heads, 0, 1, memory, stats, simdgroup_index_in_threadgroup, lane, to);
 }

@@ -111,12 +111,63 @@ METAL_FUNC void unpack(const thread uint* w, int piece, thread float* v) {
   }
 }
 
+// What a lane holds of R rows and UNROLL steps: the words, and the scales as they lie in memory, so that nothing waits
+// for a load before it is needed.
+template <typename Q, int COUNT>
+struct Block {
+  uint w[COUNT * 4];
+  Q scale[COUNT];
+  Q bias[COUNT];
+};
+
+// Starts the loads of steps `step` .. `step + UNROLL - 1`; chunks from `count` on become zero.
+template <int FORMAT, int GROUP, int K, int R, int UNROLL, typename Q>
+METAL_FUNC void load_block(
+    const device uint* weight,
+    const device Q* scales,
+    const device Q* biases,
+    const thread size_t* rows,
+    int first,
+    int step,
+    int count,
+    uint lane,
+    thread Block<Q, R * UNROLL>& block) {
+  constexpr int WORDS = K * format_bits(FORMAT) / 32;
+#pragma clang loop unroll(full)
+  for (int u = 0; u < UNROLL; ++u) {
+    int c = (step + u) * 32 + int(lane);
+    bool inside = c < count;
+#pragma clang loop unroll(full)
+    for (int r = 0; r < R; ++r) {
+      int i = u * R + r;
+      block.w[4 * i] = 0;
+      block.w[4 * i + 1] = 0;
+      block.w[4 * i + 2] = 0;
+      block.w[4 * i + 3] = 0;
+      if (is_scaled(FORMAT)) {
+        block.scale[i] = Q(0);
+        block.bias[i] = Q(0);
+      }
+      if (inside) {
+        load_chunk<FORMAT>(weight + rows[r] * WORDS, first + c, block.w + 4 * i);
+        if (is_scaled(FORMAT)) {
+          size_t g = rows[r] * (K / GROUP) + (first + c) * chunk_values(FORMAT) / GROUP;
+          block.scale[i] = scales[g];
+          if (is_affine(FORMAT)) {
+            block.bias[i] = biases[g];
+          }
+        }
+      }
+    }
+  }
+}
+
 // acc[s * R + r] += sum over this lane's chunks of row r times activation s.
 //
-// The chunks are first .. first + count - 1 of each row, count <= COUNT; `x` holds them permuted by L from `offsets[s]`
-// on (in float4s), with chunk `first` at its start. Activations whose bit in `members` is off are skipped; the bits are
-// the same in all lanes.
-template <int FORMAT, int GROUP, int K, int R, int S, int COUNT, int UNROLL, int L, typename Q, typename X>
+// The chunks are first .. first + count - 1 of each row; `x` holds them permuted by L from `offsets[s]` on (in float4s),
+// with chunk `first` at its start. `block` holds the first block already; each next one is loaded before the present one
+// is used.
+template <int FORMAT, int GROUP, int K, int R, int S, int UNROLL, int L, typename Q, typename X>
 METAL_FUNC void matvec(
     const device uint* weight,
     const device Q* scales,
@@ -125,43 +176,18 @@ METAL_FUNC void matvec(
     X x,
     const thread int* offsets,
     int stride,
-    uint members,
     int first,
     int count,
     uint lane,
+    thread Block<Q, R * UNROLL>& block,
     thread float* acc) {
   constexpr int CHUNK = chunk_values(FORMAT);
   constexpr int PIECE = CHUNK < 8 ? CHUNK : 8;
-  constexpr int STEPS = (COUNT + 31) / 32;
-  constexpr int WORDS = K * format_bits(FORMAT) / 32;
-  for (int step = 0; step < STEPS; step += UNROLL) {
-    uint w[UNROLL * R * 4];
-    float scale[UNROLL * R];
-    float bias[UNROLL * R];
-#pragma clang loop unroll(full)
-    for (int u = 0; u < UNROLL; ++u) {
-      int c = (step + u) * 32 + int(lane);
-      bool inside = c < count;
-#pragma clang loop unroll(full)
-      for (int r = 0; r < R; ++r) {
-        int i = u * R + r;
-        scale[i] = 0.0f;
-        bias[i] = 0.0f;
-        w[4 * i] = 0;
-        w[4 * i + 1] = 0;
-        w[4 * i + 2] = 0;
-        w[4 * i + 3] = 0;
-        if (inside) {
-          load_chunk<FORMAT>(weight + rows[r] * WORDS, first + c, w + 4 * i);
-          if (is_scaled(FORMAT)) {
-            size_t g = rows[r] * (K / GROUP) + (first + c) * CHUNK / GROUP;
-            scale[i] = decode_scale<FORMAT>(scales[g]);
-            if (is_affine(FORMAT)) {
-              bias[i] = float(biases[g]);
-            }
-          }
-        }
-      }
+#pragma clang loop unroll(disable)
+  for (int step = 0; step * 32 < count; step += UNROLL) {
+    Block<Q, R * UNROLL> next;
+    if ((step + UNROLL) * 32 < count) {
+      load_block<FORMAT, GROUP, K, R, UNROLL>(weight, scales, biases, rows, first, step + UNROLL, count, lane, next);
     }
 #pragma clang loop unroll(full)
     for (int u = 0; u < UNROLL; ++u) {
@@ -181,43 +207,46 @@ METAL_FUNC void matvec(
         float v[R * 8];
 #pragma clang loop unroll(full)
         for (int r = 0; r < R; ++r) {
-          unpack<FORMAT>(w + 4 * (u * R + r), piece, v + 8 * r);
+          unpack<FORMAT>(block.w + 4 * (u * R + r), piece, v + 8 * r);
         }
 #pragma clang loop unroll(full)
         for (int s = 0; s < S; ++s) {
-          if ((members >> s) & 1u) {
 #pragma clang loop unroll(full)
-            for (int j = 0; j < PIECE / 4; ++j) {
-              float4 y = read4(x, offsets[s] + permuted<L>(c * (CHUNK / 4) + piece * (PIECE / 4) + j, stride));
-              if (is_affine(FORMAT)) {
-                total[s] += (y.x + y.y) + (y.z + y.w);
-              }
+          for (int j = 0; j < PIECE / 4; ++j) {
+            float4 y = read4(x, offsets[s] + permuted<L>(c * (CHUNK / 4) + piece * (PIECE / 4) + j, stride));
+            if (is_affine(FORMAT)) {
+              total[s] += (y.x + y.y) + (y.z + y.w);
+            }
 #pragma clang loop unroll(full)
-              for (int r = 0; r < R; ++r) {
-                float sum = part[s * R + r];
-                sum = metal::fma(v[8 * r + 4 * j], y.x, sum);
-                sum = metal::fma(v[8 * r + 4 * j + 1], y.y, sum);
-                sum = metal::fma(v[8 * r + 4 * j + 2], y.z, sum);
-                part[s * R + r] = metal::fma(v[8 * r + 4 * j + 3], y.w, sum);
-              }
+            for (int r = 0; r < R; ++r) {
+              float sum = part[s * R + r];
+              sum = metal::fma(v[8 * r + 4 * j], y.x, sum);
+              sum = metal::fma(v[8 * r + 4 * j + 1], y.y, sum);
+              sum = metal::fma(v[8 * r + 4 * j + 2], y.z, sum);
+              part[s * R + r] = metal::fma(v[8 * r + 4 * j + 3], y.w, sum);
             }
           }
         }
       }
 #pragma clang loop unroll(full)
-      for (int s = 0; s < S; ++s) {
+      for (int r = 0; r < R; ++r) {
+        int i = u * R + r;
+        float scale = is_scaled(FORMAT) ? decode_scale<FORMAT>(block.scale[i]) : 1.0f;
+        float bias = is_affine(FORMAT) ? float(block.bias[i]) : 0.0f;
 #pragma clang loop unroll(full)
-        for (int r = 0; r < R; ++r) {
-          int i = u * R + r;
+        for (int s = 0; s < S; ++s) {
+          float sum = part[s * R + r];
           if (is_affine(FORMAT)) {
-            acc[s * R + r] += scale[i] * part[s * R + r] + bias[i] * total[s];
+            sum = metal::fma(scale, sum, bias * total[s]);
           } else if (is_scaled(FORMAT)) {
-            acc[s * R + r] += scale[i] * part[s * R + r];
-          } else {
-            acc[s * R + r] += part[s * R + r];
+            sum *= scale;
           }
+          acc[s * R + r] += sum;
         }
       }
+    }
+    if ((step + UNROLL) * 32 < count) {
+      block = next;
     }
   }
 }

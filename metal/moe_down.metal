@@ -4,7 +4,8 @@
 // grid         ceil(N / (GROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads, SIMDGROUPS = GROUPS * SHARE: GROUPS groups of rows, and SHARE simdgroups that
 //              share out the picks of each.
-// bytes        the rows of each distinct expert once, for all the activations that chose it; h from cache.
+// bytes        the rows of each distinct expert once from memory, again from cache for each further activation that chose
+//              it; h from cache.
 // why          the experts meet in threadgroup memory, so their sum needs no launch, no atomics and no array.
 // reference    mlx_gptoss/kernels/moe.py, moe_down_twin.
 #include "matvec.h"
@@ -30,51 +31,42 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   int simdgroup = int(simdgroup_index_in_threadgroup);
   int base = int(threadgroup_position_in_grid.x) * GROUPS * ROWS;
   int first = base + simdgroup / SHARE * ROWS;
-  float total[S * ROWS];
-  for (int i = 0; i < S * ROWS; ++i) {
-    total[i] = 0.0f;
+  threadgroup float* mine = sums + simdgroup * (S * ROWS);
+  for (int i = int(lane); i < S * ROWS; i += 32) {
+    mine[i] = 0.0f;
   }
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+  const device uint* words = (const device uint*)weight;
+  size_t rows[ROWS];
   for (int pick = simdgroup % SHARE; pick < S * TOPK; pick += SHARE) {
     int expert = picks[pick];
-    int offsets[S];
-    float shares[S];
-    uint members = 0;
     bool owner = true;
-    for (int s = 0; s < S; ++s) {
-      offsets[s] = 0;
-      shares[s] = 0.0f;
-      for (int i = 0; i < TOPK; ++i) {
-        if (picks[s * TOPK + i] == expert) {
-          offsets[s] = (s * TOPK + i) * (K / 4);
-          shares[s] = weights[s * TOPK + i];
-          members |= 1u << s;
-          owner = owner && s >= pick / TOPK;
-        }
-      }
+    for (int earlier = 0; S > 1 && earlier < pick; ++earlier) {
+      owner = owner && picks[earlier] != expert;
     }
     if (owner) {
-      size_t rows[ROWS];
       for (int r = 0; r < ROWS; ++r) {
         rows[r] = size_t(expert) * N + metal::min(first + r, N - 1);
       }
-      float acc[S * ROWS];
-      for (int i = 0; i < S * ROWS; ++i) {
-        acc[i] = 0.0f;
-      }
-      matvec<FORMAT, 32, K, ROWS, S, COUNT, UNROLL, 8>(
-          (const device uint*)weight, scales, scales, rows, h, offsets, K / 32, members, 0, COUNT, lane, acc);
-      for (int r = 0; r < ROWS; ++r) {
-        float own = lane == 0 ? float(bias[rows[r]]) : 0.0f;
-        for (int s = 0; s < S; ++s) {
-          total[s * ROWS + r] += shares[s] * (acc[s * ROWS + r] + own);
+      for (int member = pick; member < S * TOPK; ++member) {
+        if (member == pick || (S > 1 && picks[member] == expert)) {
+          int offset = member * (K / 4);
+          float acc[ROWS];
+          for (int r = 0; r < ROWS; ++r) {
+            acc[r] = 0.0f;
+          }
+          Block<Q, ROWS * UNROLL> block;
+          load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+          matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
+              words, scales, scales, rows, h, &offset, K / 32, 0, COUNT, lane, block, acc);
+          for (int r = 0; r < ROWS; ++r) {
+            float sum = simd_sum(acc[r]);
+            if (lane == 0) {
+              mine[member / TOPK * ROWS + r] += weights[member] * (sum + float(bias[rows[r]]));
+            }
+          }
         }
       }
-    }
-  }
-  for (int i = 0; i < S * ROWS; ++i) {
-    float sum = simd_sum(total[i]);
-    if (lane == 0) {
-      sums[simdgroup * (S * ROWS) + i] = sum;
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);

@@ -1,5 +1,5 @@
 // A dense projection by a whole threadgroup: the activations are staged in threadgroup memory, permuted, a tile of K at
-// a time, and each simdgroup takes R rows. With NORM the RMS norm costs no pass of its own: the tile is multiplied by the
+// a time, while the first weights are on their way, and each simdgroup takes R rows. With NORM the RMS norm costs no pass of its own: the tile is multiplied by the
 // norm's weight on its way in, the squares are summed meanwhile, and 1 / rms, one number an activation, multiplies the
 // results.
 #pragma once
@@ -52,6 +52,8 @@ METAL_FUNC void project(
   }
   for (int first = 0; first < CHUNKS; first += TILE) {
     int count = metal::min(TILE, CHUNKS - first);
+    Block<Q, R * UNROLL> block;
+    load_block<FORMAT, GROUP, K, R, UNROLL>(weight, scales, biases, rows, first, 0, count, lane, block);
     if (restage || TILE < CHUNKS) {
       if (first > 0 || !restage) {
         threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -81,8 +83,8 @@ METAL_FUNC void project(
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     const threadgroup float4* tile = staged;
-    matvec<FORMAT, GROUP, K, R, S, TILE, UNROLL, L>(
-        weight, scales, biases, rows, tile, offsets, STRIDE, (1u << S) - 1u, first, count, lane, acc);
+    matvec<FORMAT, GROUP, K, R, S, UNROLL, L>(
+        weight, scales, biases, rows, tile, offsets, STRIDE, first, count, lane, block, acc);
   }
 #pragma clang loop unroll(full)
   for (int s = 0; s < S; ++s) {

@@ -54,7 +54,7 @@ _VALUES: Mapping[str, str] = {
     "grid_origin": "uint3(0, 0, 0)",
     "thread_index_in_threadgroup": "MSL_INDEX",
     "thread_index_in_simdgroup": "metal::msl_lane()",
-    "simdgroup_index_in_threadgroup": "MSL_INDEX / 32",
+    "simdgroup_index_in_threadgroup": "__shfl_sync(0xffffffffu, MSL_INDEX / 32, 0)",
     "simdgroups_per_threadgroup": "MSL_COUNT / 32",
     "dispatch_simdgroups_per_threadgroup": "MSL_COUNT / 32",
     "threads_per_simdgroup": "32",

@@ -57,7 +57,7 @@ def moe_gate_up(
     weights = expert_arguments(gate_up, columns, GATE_UP)
     rows = (tuning or tuning_for(backend.family)).gate_up
     threads = 32 * rows.simdgroups
-    groups = -(-inner // (rows.simdgroups * rows.rows // 2))
+    groups = -(-inner // (rows.simdgroups * rows.passes * rows.rows // 2))
     table = (max(SMALLEST_INPUT, batch * top_k),)
     h, picks, shares = backend.launch(
         load_kernel(GATE_UP),
@@ -76,6 +76,7 @@ def moe_gate_up(
             ("ROWS", rows.rows),
             ("SIMDGROUPS", rows.simdgroups),
             ("UNROLL", rows.unroll),
+            ("PASSES", rows.passes),
         ],
         (groups * threads, batch * top_k, 1),
         (threads, 1, 1),

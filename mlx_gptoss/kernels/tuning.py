@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 class Rows:
     """A matrix-vector kernel: `rows` of the weight a simdgroup takes at a time, `simdgroups` a threadgroup, `unroll`
     16-byte steps in flight a lane and row, `share` simdgroups that split the experts of one row group (moe_down),
-    `passes` of row groups a threadgroup (head)."""
+    `passes` of row groups a simdgroup (head, gate_up)."""
 
     rows: int
     simdgroups: int
@@ -40,14 +40,14 @@ class Attention:
 class Tuning:
     """All tuning constants of the decode kernels for one GPU family."""
 
-    qkv: Rows = field(default_factory=lambda: Rows(4, 8, 2))
-    out: Rows = field(default_factory=lambda: Rows(4, 8, 2))
-    router: Rows = field(default_factory=lambda: Rows(1, 8, 4))
+    qkv: Rows = field(default_factory=lambda: Rows(2, 8, 4))
+    out: Rows = field(default_factory=lambda: Rows(2, 8, 4))
+    router: Rows = field(default_factory=lambda: Rows(1, 8, 6))
     gate_up: Rows = field(default_factory=lambda: Rows(4, 4, 1))
     down: Rows = field(default_factory=lambda: Rows(4, 4, 1, share=4))
     head: Rows = field(default_factory=lambda: Rows(4, 8, 2, passes=4))
     full: Attention = field(default_factory=lambda: Attention(4, 2))
-    sliding: Attention = field(default_factory=lambda: Attention(8, 4))
+    sliding: Attention = field(default_factory=lambda: Attention(8, 2))
     top_chunk: int = 2048
     staged_bytes: int = 24576
 

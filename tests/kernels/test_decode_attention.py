@@ -205,7 +205,7 @@ def test_keys_are_read_once_for_all_heads_of_a_group() -> None:
         assert result.bytes_read[name] == 2 * 200 * 128
     for name in ("tail_k", "tail_v"):
         assert result.bytes_read[name] == 2 * 3 * 128
-        assert result.bytes_written[name.replace("tail", "new")] == 2 * 4 * 128
+        assert result.bytes_written[name.replace("tail", "next")] == 2 * 4 * 128
 
 
 def test_ring_is_read_and_written_once() -> None:
@@ -216,7 +216,7 @@ def test_ring_is_read_and_written_once() -> None:
     lengths = cache_lengths(offset=1000, n_main=0, n_tail=0, capacity=0, row=0)
     attention_sliding(p.q, p.k, p.v, rings[0], rings[1], p.sinks, lengths, backend=backend)
     assert backend.results[0].bytes_read["ring_k"] == 2 * 127 * 128
-    assert backend.results[0].bytes_written["new_v"] == 2 * 128 * 128
+    assert backend.results[0].bytes_written["next_v"] == 2 * 128 * 128
 
 
 @pytest.mark.parametrize("family", TUNINGS)
