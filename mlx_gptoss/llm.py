@@ -19,6 +19,8 @@ from mlx_gptoss.harmony.render import render
 from mlx_gptoss.harmony.special import END_OF_TEXT, START, STOP_IDS
 from mlx_gptoss.harmony.vocabulary import Vocabulary, load_vocabulary
 from mlx_gptoss.messages import Message, SystemMessage, UserMessage
+from mlx_gptoss.plan.guard import folder_bounds
+from mlx_gptoss.plan.machine import Machine, this_machine
 from mlx_gptoss.request import ChatRequest, SamplingParams
 from mlx_gptoss.stream import Completion, Stream
 from mlx_gptoss.turn_reader import PlainText, TokenParser, TurnReader
@@ -61,18 +63,21 @@ class GptOss:
         backend: str = "auto",
         context: int | None = None,
         options: EngineOptions | None = None,
+        machine: Machine | None = None,
         **engine_options: Any,
     ) -> GptOss:
         """Loads a model by name ("demo", "20b", a hub id) or folder; None is the default model.
 
         A checkpoint is converted on first use; nothing is downloaded. `context` bounds prompt and answer in tokens;
-        other keywords are EngineOptions'. Raises ModelNotFoundError, CheckpointError, ConfigError and
+        left out, it is what memory allows. Other keywords are EngineOptions'. What cannot fit into `machine` (this
+        one) is refused before anything is read. Raises ModelNotFoundError, CheckpointError, ConfigError and
         InsufficientMemoryError.
         """
         from mlx_gptoss.names import looks_like_path, resolve_model
 
         options = _engine_options(options, {**engine_options, **({} if context is None else {"context": context})})
         folder = resolve_model(model)
+        options = _within(this_machine() if machine is None else machine, folder, options)
         engine = Engine(lambda: _load(folder, dtype, backend), options)
         return cls(engine, name=folder.name if model is None or looks_like_path(model) else str(model))
 
@@ -217,6 +222,23 @@ def as_request(prompt: Prompt, options: dict[str, Any]) -> ChatRequest:
     if system is not None:
         request = dataclasses.replace(request, messages=(SystemMessage(system), *request.messages))
     return request
+
+
+def _within(machine: Machine, folder: Path, options: EngineOptions) -> EngineOptions:
+    """The options as far as this model's weights leave memory for them. Raises InsufficientMemoryError."""
+    bounds = folder_bounds(
+        machine,
+        folder,
+        context=options.context,
+        max_batch=options.max_batch,
+        prefix_cache_bytes=options.prefix_cache_bytes,
+    )
+    return dataclasses.replace(
+        options,
+        context=bounds.context,
+        max_batch=bounds.max_batch,
+        prefix_cache_bytes=bounds.prefix_cache_bytes,
+    )
 
 
 def _load(folder: Path, dtype: DtypeName, backend: str) -> TokenModel:

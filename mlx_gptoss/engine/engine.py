@@ -15,6 +15,7 @@ from types import TracebackType
 import mlx.core as mx
 import numpy as np
 
+from mlx_gptoss.engine.device_memory import DeviceMemory, Pressure
 from mlx_gptoss.engine.generation import Finished, Generation, GenerationRequest
 from mlx_gptoss.engine.options import EngineOptions, EngineStats
 from mlx_gptoss.engine.prefill import choose_cuts
@@ -32,6 +33,8 @@ from mlx_gptoss.errors import (
     QueueFullError,
 )
 from mlx_gptoss.events import FinishReason, Timings, Usage
+from mlx_gptoss.plan.footprint import kv_bytes
+from mlx_gptoss.plan.planner import WORKSPACE_BYTES
 
 _JOIN_SECONDS = 30.0
 _IDLE_BUFFER_BYTES = 256 << 20
@@ -41,10 +44,19 @@ class Engine:
     """Generates for many callers at once. Thread-safe; idle, it waits without using the processor.
 
     `load` makes the model, on the engine's own thread: MLX's streams belong to threads. Its error is raised here.
+    `memory` is the device's unless a test has another.
     """
 
-    def __init__(self, load: Callable[[], TokenModel], options: EngineOptions | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], TokenModel],
+        options: EngineOptions | None = None,
+        *,
+        memory: DeviceMemory | None = None,
+    ) -> None:
         self._options = options if options is not None else EngineOptions()
+        self._memory = DeviceMemory() if memory is None else memory
+        self._pressure = Pressure.NONE
         self._door = threading.Condition()
         self._queue: deque[Generation] = deque()
         self._active = 0
@@ -95,6 +107,12 @@ class Engine:
                     f"{len(self._queue)} requests are waiting already",
                     retry_after=self._retry_after(),
                     hint="Try again in a moment.",
+                )
+            if self._pressure is Pressure.FULL and self._active:
+                raise QueueFullError(
+                    "this machine's memory is nearly full",
+                    retry_after=self._retry_after(),
+                    hint="Try again when other requests have finished, or load the model with a smaller context.",
                 )
             self._queue.append(generation)
             self._door.notify_all()
@@ -175,6 +193,7 @@ class Engine:
         self._loaded.set_result(None)
         try:
             while self._wait():
+                self._relieve(scheduler)
                 self._admit(scheduler)
                 scheduler.step()
                 self._report(scheduler)
@@ -195,7 +214,18 @@ class Engine:
         if self._options.spill_dir is not None and self._options.prefix_cache_bytes > 0:
             spill = SpillStore(self._options.spill_dir, self._options.spill_bytes, model.make_cache)
         self._prefixes = PrefixCache(self._options.prefix_cache_bytes, spill)
+        growth = self._options.prefix_cache_bytes + kv_bytes(config, self._context) + WORKSPACE_BYTES
+        self._memory.prepare(growth)
+        self._memory.warm_up(model)
         return Scheduler(model, self._options, self._prefixes)
+
+    def _relieve(self, scheduler: Scheduler) -> None:
+        """Gives memory back when it runs short, and makes chunks as small as the room left asks for."""
+        self._pressure = self._memory.pressure()
+        if self._pressure is not Pressure.NONE and len(self._prefixes):
+            self._prefixes.shrink(self._prefixes.nbytes // 2)
+            self._memory.device.clear_cache()
+        scheduler.limit_chunks(self._memory.chunk_limit())
 
     def _wait(self) -> bool:
         """Blocks until there is work; False when the engine is to stop."""
@@ -215,6 +245,9 @@ class Engine:
             for generation in unwanted:
                 self._queue.remove(generation)
             free = self._options.max_batch - scheduler.active
+            if self._pressure is not Pressure.NONE:
+                # Short of memory: what runs goes on, what waits goes one by one.
+                free = 0 if scheduler.active else 1
             starting = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
             self._active = scheduler.active + len(starting)
         for generation in unwanted:

@@ -36,6 +36,8 @@ class Prefiller:
         self._waiting: list[Sequence] = []
         self._turn = 0
         self._tokens_per_second: float | None = None
+        self.chunk_limit = LARGEST_CHUNK
+        """Positions a chunk may take at most, as memory allows."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -131,7 +133,7 @@ class Prefiller:
         return max((cut for cut in other.cuts if cut <= shared), default=0)
 
     def _chunk_end(self, sequence: Sequence, start: int, busy: bool) -> int:
-        end = min(start + self._chunk_size(busy), len(sequence.todo))
+        end = min(start + min(self._chunk_size(busy), self.chunk_limit), len(sequence.todo))
         cuts = [cut for cut in sequence.cuts if start < cut <= end]
         return min(cuts) if cuts else end
 

@@ -152,7 +152,11 @@ class PrefixCache:
         entry.last_used = next(self._clock)
         self._entries.append(entry)
         self._bytes += entry.nbytes
-        self._evict()
+        self._evict(self._budget)
+
+    def shrink(self, size: int) -> None:
+        """Lets the least recently used go until at most `size` bytes are left; the budget stays."""
+        self._evict(size)
 
     def clear(self) -> None:
         """Forgets everything, spilled sequences included."""
@@ -174,8 +178,8 @@ class PrefixCache:
         self._entries = [other for other in self._entries if other is not entry]
         self._bytes -= entry.nbytes
 
-    def _evict(self) -> None:
-        while self._entries and (self._bytes > self._budget or len(self._entries) > MAX_ENTRIES):
+    def _evict(self, size: int) -> None:
+        while self._entries and (self._bytes > size or len(self._entries) > MAX_ENTRIES):
             oldest = min(self._entries, key=lambda entry: entry.last_used)
             self._remove(oldest)
             if self._spill is not None:

@@ -69,6 +69,10 @@ class Scheduler:
         """Sequences in prefill or decode."""
         return len(self._decoding) + len(self._prefill)
 
+    def limit_chunks(self, positions: int) -> None:
+        """Lets a prefill chunk take at most so many positions from now on."""
+        self._prefill.chunk_limit = positions
+
     def add(self, sequence: Sequence) -> None:
         """Starts a sequence; there must be a free slot."""
         self._prefill.add(sequence)

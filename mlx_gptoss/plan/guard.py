@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gptoss.config import ModelConfig
-from mlx_gptoss.errors import CheckpointError, InsufficientMemoryError
+from mlx_gptoss.errors import InsufficientMemoryError
 from mlx_gptoss.plan.footprint import kv_bytes
 from mlx_gptoss.plan.machine import Machine
-from mlx_gptoss.plan.planner import SMALLEST_CONTEXT, WORKSPACE_BYTES, largest_context, memory_hint
+from mlx_gptoss.plan.planner import (
+    CONVERSATION_TOKENS,
+    SMALLEST_CONTEXT,
+    WORKSPACE_BYTES,
+    largest_context,
+    memory_hint,
+)
 
 
 def folder_bytes(folder: Path) -> int:
@@ -48,11 +55,51 @@ def bounded_context(machine: Machine, config: ModelConfig, weight_bytes: int, wa
     return max(least, largest_context(config, machine.working_set - weight_bytes - WORKSPACE_BYTES))
 
 
-def bounded_folder_context(machine: Machine, folder: Path, wanted: int | None) -> int:
-    """`bounded_context` of a model folder. What is wrong with the folder itself is left for the loader to say."""
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What an engine may take: tokens of one conversation, sequences at once, bytes of stored conversations."""
+
+    context: int
+    max_batch: int
+    prefix_cache_bytes: int
+
+
+STORED_SHARE = 0.25
+"""Of the memory that the weights leave, for stored conversations."""
+
+
+def engine_bounds(
+    machine: Machine,
+    config: ModelConfig,
+    weight_bytes: int,
+    *,
+    context: int | None,
+    max_batch: int,
+    prefix_cache_bytes: int,
+) -> Bounds:
+    """Bounds no larger than asked for with which weights, caches and stored conversations stay within memory.
+
+    The context comes first: one that was asked for is never cut. Raises InsufficientMemoryError.
+    """
+    least = min(SMALLEST_CONTEXT if context is None else context, config.max_position_embeddings)
+    check_fits(machine, config, weight_bytes, least)
+    free = machine.working_set - weight_bytes - WORKSPACE_BYTES
+    stored = min(prefix_cache_bytes, int(free * STORED_SHARE), free - kv_bytes(config, least))
+    bounded = bounded_context(machine, config, weight_bytes + stored, context)
+    each = kv_bytes(config, min(CONVERSATION_TOKENS, bounded))
+    return Bounds(bounded, max(1, min(max_batch, (free - stored) // max(1, each))), stored)
+
+
+def folder_bounds(
+    machine: Machine, folder: Path, *, context: int | None, max_batch: int, prefix_cache_bytes: int
+) -> Bounds:
+    """`engine_bounds` of a model folder, from its config and manifest alone. Raises what reading those raises."""
     config = ModelConfig.from_file(folder)
-    try:
-        weights = folder_bytes(folder)
-    except CheckpointError:
-        return min(config.max_position_embeddings, wanted or config.max_position_embeddings)
-    return bounded_context(machine, config, weights, wanted)
+    return engine_bounds(
+        machine,
+        config,
+        folder_bytes(folder),
+        context=context,
+        max_batch=max_batch,
+        prefix_cache_bytes=prefix_cache_bytes,
+    )

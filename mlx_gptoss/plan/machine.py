@@ -58,7 +58,8 @@ def _this_mac() -> Machine:
 
     info = mx.device_info()
     memory = int(info["memory_size"])
-    limit = int(info["max_recommended_working_set_size"])
+    # What this process holds already (another loaded model) is gone from the limit.
+    limit = max(0, int(info["max_recommended_working_set_size"]) - mx.get_active_memory())
     try:
         chip: Chip | None = find_chip(str(info.get("device_name", "")), memory / GIB)
     except InvalidRequestError:
