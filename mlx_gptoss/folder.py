@@ -65,9 +65,9 @@ def shard_name(index: int, count: int) -> str:
     return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def align(offset: int) -> int:
-    """`offset` rounded up to a page."""
-    return -(-offset // PAGE_BYTES) * PAGE_BYTES
+def align(offset: int, page: int = PAGE_BYTES) -> int:
+    """`offset` rounded up to a multiple of `page`."""
+    return -(-offset // page) * page
 
 
 def byte_length(dtype: str, shape: tuple[int, ...]) -> int:
