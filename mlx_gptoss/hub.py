@@ -203,6 +203,15 @@ def download(
     return staging
 
 
+def _is_stored_as(folder: Path, precision: dict[str, str]) -> bool:
+    """Whether a model folder's matrices have these precisions already (keys as for `pull`)."""
+    from mlx_gptoss.folder import read_manifest
+
+    matrices = {"attention": "layers.0.qkv", "embedding": "embed", "head": "head"}
+    manifest = read_manifest(folder)
+    return all(manifest.format_of(matrices[part]).format == wanted for part, wanted in precision.items())
+
+
 def pull(
     name: str,
     *,
@@ -224,7 +233,7 @@ def pull(
 
     registry = registry if registry is not None else Registry()
     target = registry.model_folder(name)
-    if (target / "manifest.json").is_file() and revision is None and not precision:
+    if (target / "manifest.json").is_file() and revision is None and _is_stored_as(target, precision or {}):
         registry.set_default(name)
         return target
     model = look_up(name, revision=revision, endpoint=endpoint)

@@ -13,6 +13,9 @@ from mlx_gptoss.convert.ollama import find_ollama_model
 from mlx_gptoss.hub import PullProgress, RemoteModel
 from mlx_gptoss.hub import pull as pull_model
 from mlx_gptoss.names import DEMO, convert_source, resolve_model
+from mlx_gptoss.plan.guard import check_download
+from mlx_gptoss.plan.machine import this_machine
+from mlx_gptoss.plan.planner import CHOICES
 from mlx_gptoss.registry import Registry, canonical_name
 
 
@@ -21,7 +24,17 @@ from mlx_gptoss.registry import Registry, canonical_name
 @click.option("--revision", default=None, help="Branch, tag or commit on the hub.")
 @click.option("--keep-download", is_flag=True, help="Keep the hub's files beside the model folder.")
 @click.option("--from-ollama", is_flag=True, help="Take NAME (for example gpt-oss:20b) from Ollama's own store.")
-def pull(name: str, revision: str | None, keep_download: bool, from_ollama: bool) -> None:
+@click.option(
+    "--for",
+    "choice",
+    type=click.Choice(list(CHOICES)),
+    default=None,
+    help="Precision of all but the experts, by machine. Default: as released.",
+)
+@click.option("--force", is_flag=True, help="Download even what will not fit in this machine's memory.")
+def pull(
+    name: str, revision: str | None, keep_download: bool, from_ollama: bool, choice: str | None, force: bool
+) -> None:  # fmt: skip
     """Download NAME (20b, 120b or a hub id), convert it, and make it the default. Resumes when interrupted."""
     registry = Registry()
     if from_ollama:
@@ -33,6 +46,8 @@ def pull(name: str, revision: str | None, keep_download: bool, from_ollama: bool
         return
 
     def accept(model: RemoteModel) -> None:
+        if not force:
+            check_download(this_machine(), model.name, model.size_bytes, choice)
         click.echo(f"{model.name}: {model.size_bytes / 1e9:.1f} GB in {len(model.files)} files", err=True)
 
     with byte_progress() as bar:
@@ -44,7 +59,13 @@ def pull(name: str, revision: str | None, keep_download: bool, from_ollama: bool
             bar.update(tasks[progress.phase], completed=progress.completed, total=progress.total)
 
         folder = pull_model(
-            name, registry=registry, revision=revision, keep_download=keep_download, progress=show, accept=accept
+            name,
+            registry=registry,
+            revision=revision,
+            keep_download=keep_download,
+            progress=show,
+            accept=accept,
+            precision=precision_of(choice),
         )
     click.echo(str(folder))
     if sys.stdout.isatty():
@@ -60,3 +81,11 @@ def take_from_ollama(name: str, registry: Registry) -> Path:
         convert_source(blob, target, progress=lambda done, total: bar.update(task, completed=done, total=total))
     registry.set_default(name)
     return target
+
+
+def precision_of(choice: str | None) -> dict[str, str] | None:
+    """The converter's options for one of the planner's choices; None leaves everything as released."""
+    if choice is None:
+        return None
+    precisions = CHOICES[choice]
+    return {"attention": precisions.attention, "embedding": precisions.embedding, "head": precisions.head}

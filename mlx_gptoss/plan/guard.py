@@ -7,14 +7,18 @@ from pathlib import Path
 
 from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.errors import InsufficientMemoryError
-from mlx_gptoss.plan.footprint import kv_bytes
+from mlx_gptoss.plan.footprint import footprint, kv_bytes, released_config
 from mlx_gptoss.plan.machine import Machine
 from mlx_gptoss.plan.planner import (
+    CHOICES,
     CONVERSATION_TOKENS,
+    MODELS,
     SMALLEST_CONTEXT,
     WORKSPACE_BYTES,
     largest_context,
+    limit_command,
     memory_hint,
+    wired_limit,
 )
 
 
@@ -103,3 +107,36 @@ def folder_bounds(
         max_batch=max_batch,
         prefix_cache_bytes=prefix_cache_bytes,
     )
+
+
+def check_download(machine: Machine, model: str, size_bytes: int, choice: str | None = None) -> None:
+    """Before a download: raises InsufficientMemoryError unless the model would run here once converted.
+
+    `model` is a hub id of `size_bytes`, `choice` one of planner.CHOICES (None: as released). The hint names a choice
+    that would fit, where there is one.
+    """
+    released = model in MODELS.values()
+    config = released_config(model)
+    least = min(SMALLEST_CONTEXT, config.max_position_embeddings)
+
+    def weights(name: str) -> int:
+        return footprint(config, CHOICES[name]).total if released else size_bytes
+
+    try:
+        check_fits(machine, config, weights(choice or next(iter(CHOICES))), least)
+    except InsufficientMemoryError as error:
+        hint = error.hint
+        for name in CHOICES if released else ():
+            if weights(name) + WORKSPACE_BYTES + kv_bytes(config, least) <= machine.working_set:
+                hint = f"Add `--for {name}` for a precision that fits."
+                break
+        else:
+            smallest = weights(list(CHOICES)[-1]) + WORKSPACE_BYTES + kv_bytes(config, least)
+            if released and wired_limit(machine, smallest) is not None:
+                hint = f"Add `--for {list(CHOICES)[-1]}` after `{limit_command(wired_limit(machine, smallest) or 0)}`."
+        raise InsufficientMemoryError(
+            f"{model} would not fit in this machine's memory",
+            expected=error.expected,
+            got=error.got,
+            hint=f"{hint} `--force` downloads it all the same.",
+        ) from error
