@@ -1,0 +1,387 @@
+"""One case a kernel: random data at a model's shapes, the kernel, its twin, and MLX's own operations for comparison.
+
+The self-check and `mlx-gptoss doctor` run these. Experts and vocabulary are cut to what exercises a kernel fully, so
+that a check needs a few hundred megabytes and not a second model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_gptoss.config import ModelConfig
+from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router, top_tokens
+from mlx_gptoss.kernels import prefill_attention as pa
+from mlx_gptoss.kernels import prefill_moe as pm
+from mlx_gptoss.kernels import prefill_qkv as pq
+from mlx_gptoss.kernels import prefill_routing as pr
+from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.layout import HEAD_DIM, PART, model_params, padded
+from mlx_gptoss.kernels.prefill_tuning import prefill_tuning_for
+from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.weights import Experts, Linear
+
+MOST_EXPERTS = 16
+MOST_VOCABULARY = 16_384
+EXACT = 1e-4
+"""Largest error, as a share of the largest value, of a kernel whose sums and results are float32."""
+ROUNDED = 2e-2
+"""The same where either side rounds to a 16-bit float on the way."""
+
+Run = Callable[[Backend], Sequence[mx.array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The sizes that decide which kernels a model runs. `tokens` is the prompt length of the prefill cases."""
+
+    hidden: int = 2880
+    inner: int = 2880
+    experts: int = 32
+    top_k: int = 4
+    heads: int = 64
+    kv_heads: int = 8
+    window: int = 128
+    vocabulary: int = 201_088
+    eps: float = 1e-5
+    limit: float = 7.0
+    alpha: float = 1.702
+    tokens: int = 256
+    keys: int = 1024
+
+    @staticmethod
+    def of(config: ModelConfig) -> Shapes:
+        """The shapes of a model."""
+        return Shapes(
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            experts=config.num_experts,
+            top_k=config.experts_per_token,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            window=config.sliding_window,
+            vocabulary=config.vocab_size,
+            eps=config.rms_norm_eps,
+            limit=config.swiglu_limit,
+            alpha=config.swiglu_alpha,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`run` answers with the kernel's comparable outputs, or the twin's on a StockBackend. `bytes` is the least that a
+    call must move, `stock` what MLX's own operations do for the same end (None: the twin is made of them)."""
+
+    kernel: str
+    run: Run
+    bytes: int
+    tolerance: float
+    stock: Callable[[], mx.array] | None = None
+
+
+def build_case(kernel: str, shapes: Shapes, backend: Backend) -> Case:
+    """The case of one kernel, its data drawn and evaluated. `kernel` is one of CASES."""
+    mx.random.seed(20)
+    case = CASES[kernel](shapes, backend)
+    mx.synchronize()
+    return case
+
+
+def _normal(*shape: int, dtype: mx.Dtype = mx.float32, std: float = 1.0) -> mx.array:
+    array = (mx.random.normal(shape) * std).astype(dtype)
+    mx.eval(array)
+    return array
+
+
+def _linear(rows: int, columns: int) -> Linear:
+    return Linear(
+        _normal(rows, columns, dtype=mx.bfloat16, std=columns**-0.5), _normal(rows, dtype=mx.bfloat16, std=0.3)
+    )
+
+
+def _experts(count: int, rows: int, columns: int) -> Experts:
+    blocks = mx.random.randint(-(2**31), 2**31 - 1, (count, rows, columns // 8)).view(mx.uint32)
+    scales = mx.random.randint(118, 122, (count, rows, columns // 32)).astype(mx.uint8)
+    bias = _normal(count, rows, dtype=mx.bfloat16, std=0.3)
+    mx.eval(blocks, scales)
+    return Experts(bias, blocks=blocks, scales=scales)
+
+
+def _expert_bytes(experts: Experts, used: int) -> int:
+    if experts.blocks is None or experts.scales is None:
+        return 0
+    return (experts.blocks.nbytes + experts.scales.nbytes) * used // experts.num_experts
+
+
+def _params(shapes: Shapes) -> mx.array:
+    return model_params(shapes.eps, shapes.limit, shapes.alpha)
+
+
+def _qkv_rope(s: Shapes, _backend: Backend) -> Case:
+    weight = _linear((s.heads + 2 * s.kv_heads) * HEAD_DIM, s.hidden)
+    norm, x = _normal(s.hidden, dtype=mx.bfloat16), _normal(1, s.hidden)
+    rope, params = _normal(1, HEAD_DIM), _params(s)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return qkv.qkv_rope(
+            x, norm, weight, rope, params, heads=s.heads, kv_heads=s.kv_heads, dtype=mx.float32, backend=backend
+        )
+
+    def stock() -> mx.array:
+        return mx.fast.rms_norm(x.astype(mx.bfloat16), norm, s.eps) @ weight.weight.T
+
+    return Case(qkv.NAME, run, weight.weight.nbytes, EXACT, stock)
+
+
+def _attention_out(s: Shapes, _backend: Backend) -> Case:
+    weight = _linear(s.hidden, s.heads * HEAD_DIM)
+    a, x = _normal(1, s.heads * HEAD_DIM), _normal(1, s.hidden)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return [attention_out.attention_out(a, weight, x, backend=backend)]
+
+    return Case(attention_out.NAME, run, weight.weight.nbytes, EXACT, lambda: a.astype(mx.bfloat16) @ weight.weight.T)
+
+
+def _router(s: Shapes, _backend: Backend) -> Case:
+    weight, norm = _linear(s.experts, s.hidden), _normal(s.hidden, dtype=mx.bfloat16)
+    x, params = _normal(1, s.hidden), _params(s)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return router.router(x, norm, weight, params, backend=backend)
+
+    def stock() -> mx.array:
+        return mx.fast.rms_norm(x.astype(mx.bfloat16), norm, s.eps) @ weight.weight.T
+
+    return Case(router.NAME, run, weight.weight.nbytes, EXACT, stock)
+
+
+def _gather(x: mx.array, experts: Experts, picks: mx.array) -> mx.array:
+    if experts.blocks is None or experts.scales is None:
+        return x
+    return mx.gather_qmm(
+        x, experts.blocks, experts.scales, None, rhs_indices=picks, transpose=True, group_size=32, bits=4, mode="mxfp4"
+    )
+
+
+def _decode_experts(s: Shapes) -> tuple[int, mx.array, mx.array]:
+    count = min(s.experts, MOST_EXPERTS)
+    return count, _normal(1, count), _normal(1, 8, s.hidden // 32, 4)
+
+
+def _moe_gate_up(s: Shapes, _backend: Backend) -> Case:
+    count, logits, t = _decode_experts(s)
+    weights, params = _experts(count, 2 * s.inner, s.hidden), _params(s)
+    picks = mx.argsort(-logits, axis=-1)[:, : s.top_k].astype(mx.uint32)
+    x = _normal(1, 1, 1, s.hidden, dtype=mx.bfloat16)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        h, chosen, shares = moe.moe_gate_up(t, logits, weights, params, top_k=s.top_k, backend=backend)
+        return [h, chosen[: s.top_k], shares[: s.top_k]]
+
+    return Case(moe.GATE_UP, run, _expert_bytes(weights, s.top_k), EXACT, lambda: _gather(x, weights, picks))
+
+
+def _moe_down(s: Shapes, _backend: Backend) -> Case:
+    count, logits, _ = _decode_experts(s)
+    weights, x = _experts(count, s.hidden, s.inner), _normal(1, s.hidden)
+    chosen = mx.argsort(-logits, axis=-1)[:, : s.top_k]
+    picks, shares = padded(chosen.reshape(-1).astype(mx.int32)), padded(mx.softmax(mx.arange(s.top_k) * 0.3))
+    h = _normal(1, s.top_k, 8, s.inner // 32, 4)
+    inner = _normal(1, s.top_k, 1, s.inner, dtype=mx.bfloat16)
+    mx.eval(picks, shares)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return [moe.moe_down(h, picks, shares, weights, x, backend=backend)]
+
+    def stock() -> mx.array:
+        return _gather(inner, weights, chosen.astype(mx.uint32))
+
+    return Case(moe.DOWN, run, _expert_bytes(weights, s.top_k), EXACT, stock)
+
+
+def _head(s: Shapes, _backend: Backend) -> Case:
+    rows = min(s.vocabulary, MOST_VOCABULARY)
+    weight, norm = _linear(rows, s.hidden), _normal(s.hidden, dtype=mx.bfloat16)
+    x, params = _normal(1, s.hidden), _params(s)
+    valid = rows - rows // 8
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return [head.head(x, norm, weight, params, valid=valid, backend=backend)]
+
+    def stock() -> mx.array:
+        return mx.fast.rms_norm(x.astype(mx.bfloat16), norm, s.eps) @ weight.weight.T
+
+    return Case(head.NAME, run, weight.weight.nbytes * valid // rows, EXACT, stock)
+
+
+def _top_tokens(s: Shapes, _backend: Backend) -> Case:
+    logits = _normal(1, s.vocabulary)
+    count = min(8, s.vocabulary)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return top_tokens.top_tokens(logits, count, backend=backend)
+
+    return Case(top_tokens.NAME, run, logits.nbytes, EXACT, lambda: mx.argpartition(logits, -count, axis=-1))
+
+
+def _position(s: Shapes) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    k, v = (_normal(1, s.kv_heads, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    return _normal(1, s.heads, HEAD_DIM), k, v, _normal(s.heads, dtype=mx.bfloat16)
+
+
+def _sdpa(q: mx.array, k: mx.array, v: mx.array, sinks: mx.array) -> mx.array:
+    return mx.fast.scaled_dot_product_attention(
+        q.astype(mx.bfloat16).reshape(1, -1, 1, HEAD_DIM), k[None], v[None], scale=HEAD_DIM**-0.5, sinks=sinks
+    )
+
+
+def _attention_full(s: Shapes, _backend: Backend) -> Case:
+    q, k, v, sinks = _position(s)
+    main_k, main_v = (_normal(s.kv_heads, s.keys, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    tail_k, tail_v = (_normal(s.kv_heads, 16, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    n_tail = 5
+    lengths = attention.cache_lengths(offset=s.keys + n_tail, n_main=s.keys, n_tail=n_tail, capacity=s.keys, row=0)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        out, new_k, new_v = attention.attention_full(
+            q, k, v, main_k, main_v, tail_k, tail_v, sinks, lengths, backend=backend
+        )
+        return [out, new_k[:, : n_tail + 1], new_v[:, : n_tail + 1]]
+
+    return Case(attention.FULL, run, 2 * main_k.nbytes, EXACT, lambda: _sdpa(q, main_k, main_v, sinks))
+
+
+def _attention_merge(s: Shapes, backend: Backend) -> Case:
+    parts = attention.parts_for(s.keys, tuning_for(backend.family))
+    part = mx.abs(_normal(s.heads, parts, PART)) + 0.5
+    sinks = _normal(s.heads, dtype=mx.bfloat16)
+    mx.eval(part)
+
+    def run(chosen: Backend) -> Sequence[mx.array]:
+        return [attention.attention_merge([part], sinks, backend=chosen)]
+
+    return Case(attention.MERGE, run, part.nbytes, EXACT)
+
+
+def _attention_sliding(s: Shapes, _backend: Backend) -> Case:
+    q, k, v, sinks = _position(s)
+    ring_k, ring_v = (_normal(s.kv_heads, s.window, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    lengths = attention.cache_lengths(offset=3 * s.window + 7, n_main=0, n_tail=0, capacity=1, row=0)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return attention.attention_sliding(q, k, v, ring_k, ring_v, sinks, lengths, backend=backend)
+
+    return Case(attention.SLIDING, run, 4 * ring_k.nbytes, EXACT, lambda: _sdpa(q, ring_k, ring_v, sinks))
+
+
+def _prompt(s: Shapes, backend: Backend) -> tuple[int, pr.Routing]:
+    count = min(s.experts, MOST_EXPERTS)
+    logits = _normal(s.tokens, count) + _normal(count)
+    picks, weights = pr.prefill_topk_twin(logits, top_k=min(s.top_k, count))
+    rows = prefill_tuning_for(backend.family).gate_up.rows
+    routing = pr.prefill_sort_twin(picks, weights, experts=count, tile_rows=rows)
+    mx.eval(picks, weights, routing.order, routing.inverse, routing.tiles)
+    return count, routing
+
+
+def _prefill_topk(s: Shapes, _backend: Backend) -> Case:
+    logits = _normal(s.tokens, s.experts)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return pr.prefill_topk(logits, top_k=s.top_k, backend=backend)
+
+    return Case(pr.TOPK, run, logits.nbytes, EXACT)
+
+
+def _prefill_sort(s: Shapes, backend: Backend) -> Case:
+    picks, weights = pr.prefill_topk_twin(_normal(s.tokens, s.experts) + _normal(s.experts), top_k=s.top_k)
+    mx.eval(picks, weights)
+    tuning = prefill_tuning_for(backend.family)
+
+    def run(chosen: Backend) -> Sequence[mx.array]:
+        routing = pr.prefill_sort(picks, weights, experts=s.experts, backend=chosen, tuning=tuning)
+        return [routing.order, routing.inverse, routing.tiles]
+
+    return Case(pr.SORT, run, 3 * picks.nbytes, 0.0)
+
+
+def _prefill_gate_up(s: Shapes, backend: Backend) -> Case:
+    count, routing = _prompt(s, backend)
+    weights, params = _experts(count, 2 * s.inner, s.hidden), _params(s)
+    x = _normal(s.tokens, s.hidden, dtype=mx.bfloat16)
+
+    def run(chosen: Backend) -> Sequence[mx.array]:
+        return [pm.prefill_moe_gate_up(x, weights, routing, params, backend=chosen)]
+
+    return Case(pm.GATE_UP, run, _expert_bytes(weights, count), ROUNDED)
+
+
+def _prefill_down(s: Shapes, backend: Backend) -> Case:
+    count, routing = _prompt(s, backend)
+    weights = _experts(count, s.hidden, s.inner)
+    h = _normal(routing.order.size, s.inner, dtype=mx.bfloat16)
+
+    def run(chosen: Backend) -> Sequence[mx.array]:
+        return [pm.prefill_moe_down(h, weights, routing, backend=chosen)]
+
+    return Case(pm.DOWN, run, _expert_bytes(weights, count), ROUNDED)
+
+
+def _prefill_sum(s: Shapes, backend: Backend) -> Case:
+    _, routing = _prompt(s, backend)
+    y, residual = _normal(routing.order.size, s.hidden, dtype=mx.bfloat16), _normal(s.tokens, s.hidden)
+
+    def run(chosen: Backend) -> Sequence[mx.array]:
+        return [pm.prefill_moe_sum(y, routing, residual, backend=chosen)]
+
+    return Case(pm.SUM, run, y.nbytes + 2 * residual.nbytes, EXACT)
+
+
+def _prefill_rope(s: Shapes, _backend: Backend) -> Case:
+    columns = (s.heads + 2 * s.kv_heads) * HEAD_DIM
+    x, bias = _normal(s.tokens, columns, dtype=mx.bfloat16), _normal(columns, dtype=mx.bfloat16)
+    rope = _normal(s.tokens, HEAD_DIM)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return pq.prefill_rope(x, bias, rope, heads=s.heads, kv_heads=s.kv_heads, backend=backend)
+
+    return Case(pq.ROPE, run, 2 * x.nbytes, ROUNDED)
+
+
+def _prefill_attention(s: Shapes, _backend: Backend) -> Case:
+    q = _normal(1, s.tokens, s.heads, HEAD_DIM, dtype=mx.bfloat16)
+    k, v = (_normal(1, s.kv_heads, 2 * s.tokens, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    sinks = _normal(s.heads, dtype=mx.bfloat16)
+
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return [
+            pa.prefill_attention(q, k, v, sinks, offset=s.tokens // 2, window=window, backend=backend)
+            for window in (None, s.window)
+        ]
+
+    return Case(pa.ATTENTION, run, 2 * q.nbytes + 2 * k.nbytes, ROUNDED)
+
+
+CASES: Mapping[str, Callable[[Shapes, Backend], Case]] = {
+    qkv.NAME: _qkv_rope,
+    attention.FULL: _attention_full,
+    attention.SLIDING: _attention_sliding,
+    attention.MERGE: _attention_merge,
+    attention_out.NAME: _attention_out,
+    router.NAME: _router,
+    moe.GATE_UP: _moe_gate_up,
+    moe.DOWN: _moe_down,
+    head.NAME: _head,
+    top_tokens.NAME: _top_tokens,
+    pr.TOPK: _prefill_topk,
+    pr.SORT: _prefill_sort,
+    pm.GATE_UP: _prefill_gate_up,
+    pm.DOWN: _prefill_down,
+    pm.SUM: _prefill_sum,
+    pq.ROPE: _prefill_rope,
+    pa.ATTENTION: _prefill_attention,
+}
+"""Every kernel that ships, in the order a token meets them."""
