@@ -27,15 +27,24 @@ template <typename W, typename Q, typename B, int FORMAT, int GROUP, int K, int 
   for (int r = 0; r < ROWS; ++r) {
     rows[r] = metal::min(first + r, N - 1);
   }
+  // What the end needs is asked for before the weights, or it would be waited for after them.
+  bool writes = thread_index_in_simdgroup == 0;
+  float start[S * ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    float own = writes ? float(bias[rows[r]]) : 0.0f;
+    for (int s = 0; s < S; ++s) {
+      start[s * ROWS + r] = own + (writes ? x[s * N + rows[r]] : 0.0f);
+    }
+  }
   float acc[S * ROWS];
   project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, false>(
       a, bias, 0.0f, (const device uint*)weight, scales, biases, rows, true, staged, sums,
       simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
-  if (thread_index_in_simdgroup == 0) {
+  if (writes) {
     for (int r = 0; r < ROWS; ++r) {
       if (first + r < N) {
         for (int s = 0; s < S; ++s) {
-          y[s * N + first + r] = x[s * N + first + r] + (acc[s * ROWS + r] + float(bias[first + r]));
+          y[s * N + first + r] = start[s * ROWS + r] + acc[s * ROWS + r];
         }
       }
     }

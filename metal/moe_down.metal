@@ -3,7 +3,7 @@
 //              (MXFP4: u32 [E, N, K/8] and scales u8 [E, N, K/32]; or bf16); bias [E, N]; x, y [S, N] f32.
 // grid         ceil(N / (GROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads, SIMDGROUPS = GROUPS * SHARE: GROUPS groups of rows, and SHARE simdgroups that
-//              share out the picks of each.
+//              share out the picks of each. S * ROWS is at most 32.
 // bytes        the rows of each distinct expert once from memory, again from cache for each further activation that chose
 //              it; h from cache.
 // why          the experts meet in threadgroup memory, so their sum needs no launch, no atomics and no array.
@@ -32,6 +32,12 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   int base = int(threadgroup_position_in_grid.x) * GROUPS * ROWS;
   int first = base + simdgroup / SHARE * ROWS;
   threadgroup float* mine = sums + simdgroup * (S * ROWS);
+  // What the end needs is asked for before the weights, or it would be waited for after them.
+  int out = simdgroup * 32 + int(lane);
+  int out_row = base + out / (S * ROWS) * ROWS + out % ROWS;
+  int out_at = out % (S * ROWS) / ROWS * N + out_row;
+  bool writes = out < GROUPS * S * ROWS && out_row < N;
+  float start = writes ? x[out_at] : 0.0f;
   for (int i = int(lane); i < S * ROWS; i += 32) {
     mine[i] = 0.0f;
   }
@@ -51,9 +57,12 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
       for (int member = pick; member < S * TOPK; ++member) {
         if (member == pick || (S > 1 && picks[member] == expert)) {
           int offset = member * (K / 4);
+          float share = weights[member];
           float acc[ROWS];
+          float own[ROWS];
           for (int r = 0; r < ROWS; ++r) {
             acc[r] = 0.0f;
+            own[r] = float(bias[rows[r]]);
           }
           Block<Q, ROWS * UNROLL> block;
           load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
@@ -62,7 +71,7 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
           for (int r = 0; r < ROWS; ++r) {
             float sum = simd_sum(acc[r]);
             if (lane == 0) {
-              mine[member / TOPK * ROWS + r] += weights[member] * (sum + float(bias[rows[r]]));
+              mine[member / TOPK * ROWS + r] += share * (sum + own[r]);
             }
           }
         }
@@ -70,16 +79,10 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (int i = simdgroup * 32 + int(lane); i < GROUPS * S * ROWS; i += 32 * SIMDGROUPS) {
-    int group = i / (S * ROWS);
-    int s = i % (S * ROWS) / ROWS;
-    int row = base + group * ROWS + i % ROWS;
-    if (row < N) {
-      float sum = 0.0f;
-      for (int g = 0; g < SHARE; ++g) {
-        sum += sums[(group * SHARE + g) * (S * ROWS) + i % (S * ROWS)];
-      }
-      y[s * N + row] = x[s * N + row] + sum;
+  if (writes) {
+    for (int g = 0; g < SHARE; ++g) {
+      start += sums[(out / (S * ROWS) * SHARE + g) * (S * ROWS) + out % (S * ROWS)];
     }
+    y[out_at] = start;
   }
 }

@@ -45,6 +45,8 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
     }
   }
   const device uint* words = (const device uint*)weight;
+  float limit = params[1];
+  float alpha = params[2];
   for (int group = 0; group < PASSES; ++group) {
     int unit = (int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * PASSES + group) * UNITS;
     if (unit >= I) {
@@ -53,6 +55,11 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
     size_t rows[ROWS];
     for (int r = 0; r < ROWS; ++r) {
       rows[r] = size_t(expert) * (2 * I) + metal::min(2 * unit + r, 2 * I - 1);
+    }
+    // What the end needs is asked for before the weights, or it would be waited for after them.
+    float own[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+      own[r] = float(bias[rows[r]]);
     }
     for (int s = sequence; s < S; ++s) {
       int rank = s == sequence ? pick - sequence * TOPK : rank_of<E>(logits + s * E, expert, lane);
@@ -67,14 +74,14 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
         matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
             words, scales, scales, rows, t, &offset, K / 32, 0, COUNT, lane, block, acc);
         for (int r = 0; r < ROWS; ++r) {
-          acc[r] = simd_sum(acc[r]) + float(bias[rows[r]]);
+          acc[r] = simd_sum(acc[r]) + own[r];
         }
         if (lane == 0) {
           for (int i = 0; i < UNITS; ++i) {
             if (unit + i < I) {
-              float gate = metal::min(acc[2 * i], params[1]);
-              float linear = metal::max(metal::min(acc[2 * i + 1], params[1]), -params[1]);
-              float y = gate / (1.0f + metal::exp(-params[2] * gate)) * (linear + 1.0f);
+              float gate = metal::min(acc[2 * i], limit);
+              float linear = metal::max(metal::min(acc[2 * i + 1], limit), -limit);
+              float y = gate / (1.0f + metal::exp(-alpha * gate)) * (linear + 1.0f);
               h[(s * TOPK + rank) * I + 4 * permuted<8>((unit + i) / 4, I / 32) + (unit + i) % 4] = A(y);
             }
           }

@@ -38,22 +38,32 @@ template <typename N, typename W, typename Q, typename B, typename T, int FORMAT
     rows[p] = pair / 32 * 64 + pair % 32;
     rows[PAIRS + p] = rows[p] + 32;
   }
+  // What the end needs is asked for before the weights, or it would be waited for after them.
+  bool writes = thread_index_in_simdgroup == 0;
+  float own[ROWS];
+  float turn[S * ROWS];
+  for (int p = 0; p < PAIRS; ++p) {
+    own[p] = writes ? float(bias[rows[p]]) : 0.0f;
+    own[PAIRS + p] = writes ? float(bias[rows[PAIRS + p]]) : 0.0f;
+    for (int s = 0; s < S; ++s) {
+      turn[s * ROWS + p] = writes ? rope[s * 64 + int(rows[p] % 32)] : 0.0f;
+      turn[s * ROWS + PAIRS + p] = writes ? rope[s * 64 + 32 + int(rows[p] % 32)] : 0.0f;
+    }
+  }
   float acc[S * ROWS];
   project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true>(
       x, norm, params[0], (const device uint*)weight, scales, biases, rows, true, staged, sums,
       simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
-  if (thread_index_in_simdgroup == 0) {
+  if (writes) {
     for (int p = 0; p < PAIRS; ++p) {
       if (first + p < ALL) {
         int head = (first + p) / 32;
         int d = (first + p) % 32;
-        float low_bias = float(bias[rows[p]]);
-        float high_bias = float(bias[rows[PAIRS + p]]);
         for (int s = 0; s < S; ++s) {
-          float low = acc[s * ROWS + p] + low_bias;
-          float high = acc[s * ROWS + PAIRS + p] + high_bias;
-          float cosine = rope[s * 64 + d];
-          float sine = rope[s * 64 + 32 + d];
+          float low = acc[s * ROWS + p] + own[p];
+          float high = acc[s * ROWS + PAIRS + p] + own[PAIRS + p];
+          float cosine = turn[s * ROWS + p];
+          float sine = turn[s * ROWS + PAIRS + p];
           if (head < HEADS) {
             int at = (s * HEADS + head) * 64 + d;
             q[at] = low * cosine - high * sine;

@@ -16,6 +16,7 @@ METAL_FUNC int pick_expert(const device float* logits, int rank, uint lane, thre
   float total = 0.0f;
   float chosen = 0.0f;
   int expert = 0;
+#pragma clang loop unroll(disable)
   for (int round = 0; round < TOPK; ++round) {
     float best = mine[0];
     int at = int(lane);

@@ -26,7 +26,7 @@ def attention_out(a: mx.array, out: Linear, x: mx.array, *, backend: Backend, tu
         return attention_out_twin(a, out, x)
     weights = linear_arguments(out, NAME)
     tuning = tuning or tuning_for(backend.family)
-    rows, batch = tuning.out, x.shape[0]
+    rows, batch = tuning.out.for_batch(x.shape[0]), x.shape[0]
     threads = 32 * rows.simdgroups
     groups = -(-out.rows // (rows.simdgroups * rows.rows))
     return backend.launch(

@@ -22,6 +22,7 @@ from mlx_gptoss.weights import Experts
 
 GATE_UP = "moe_gate_up"
 DOWN = "moe_down"
+SUMS_PER_SIMDGROUP = 32
 _ACTIVATIONS = (mx.float32, mx.float16)
 
 
@@ -127,6 +128,8 @@ def moe_down(
         return moe_down_twin(h, picks, weights, down, x)
     arguments = expert_arguments(down, columns, DOWN)
     rows = (tuning or tuning_for(backend.family)).down
+    if batch * rows.rows > SUMS_PER_SIMDGROUP or rows.simdgroups % rows.share:
+        raise KernelError("a simdgroup writes at most 32 sums", got=f"{batch} x {rows}", where=DOWN)
     threads = 32 * rows.simdgroups
     groups = -(-down.rows // (rows.simdgroups // rows.share * rows.rows))
     return backend.launch(

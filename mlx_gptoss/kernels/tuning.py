@@ -7,6 +7,7 @@ winners as a `Tuning(...)` to paste here, under the family that `family_of` give
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,12 @@ class Rows:
     unroll: int
     share: int = 1
     passes: int = 1
+
+    def for_batch(self, batch: int) -> Rows:
+        """For several sequences: more rows share each staged activation, fewer steps are in flight."""
+        if batch == 1:
+            return self
+        return dataclasses.replace(self, rows=max(self.rows, 4) if self.rows > 1 else 1, unroll=min(self.unroll, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,15 @@ TUNINGS: Mapping[str, Tuning] = {
     **{f"m{generation}-pro": _MIDDLE for generation in range(1, 6)},
     **{f"m{generation}-max": _LARGE for generation in range(1, 6)},
     **{f"m{generation}-ultra": _LARGE for generation in range(1, 6)},
-    "h100": Tuning(full=Attention(4, 2, split_keys=64, max_parts=64)),
+    # Measured with benchmarks/kernels_decode.py --tune on an H100.
+    "h100": Tuning(
+        router=Rows(1, 4, 12),
+        gate_up=Rows(2, 4, 3),
+        down=Rows(1, 4, 1, share=4),
+        full=Attention(4, 2, split_keys=64, max_parts=32),
+        sliding=Attention(4, 2),
+        staged_bytes=47_104,
+    ),
     "bench": Tuning(
         qkv=Rows(4, 2, 2),
         out=Rows(4, 2, 2),
