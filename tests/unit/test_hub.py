@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gptoss import hub as hub_module
 from mlx_gptoss.errors import ConfigError, DownloadError, GptOssError, InsufficientDiskError
 from mlx_gptoss.hub import PullProgress, RemoteModel, look_up, pull
 from mlx_gptoss.registry import Registry
@@ -110,7 +109,7 @@ def test_disk_is_checked_before_the_first_byte(
     hub: FakeHub, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(InsufficientDiskError, match="GB free"):
         pull(NAME, registry=registry, endpoint=hub.endpoint)
     assert hub.bytes_sent == {}
