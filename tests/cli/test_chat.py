@@ -88,7 +88,9 @@ def test_commands(session: ChatSession, tmp_path: Path, capsys: pytest.CaptureFi
     for name in ("/help", "/tools", "/stats", "/history", "/reasoning"):
         session.handle(name)
     session.handle("/system Be short.")
-    assert [message.text for message in session.chat.messages] == ["Be short."]
+    restarted = list(session.chat.messages)
+    assert len(restarted) == 1
+    assert restarted[0].text == "Be short."
     assert "/effort LEVEL" in capsys.readouterr().err
     with pytest.raises(Leave):
         session.handle("/exit")
