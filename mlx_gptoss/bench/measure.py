@@ -118,3 +118,12 @@ def _run(step: Callable[[mx.array], mx.array], tokens: mx.array, steps: int) -> 
     ended = time.perf_counter()
     wait += ended - waiting
     return flying, _Timed((ended - began) / steps, host / steps, wait / steps)
+
+
+def time_steps(step: Callable[[mx.array], mx.array], tokens: mx.array, runs: tuple[int, ...]) -> float:
+    """Runs of so many steps each, one after the other; seconds a step of the last."""
+    seconds = 0.0
+    for steps in runs:
+        tokens, timed = _run(step, tokens, steps)
+        seconds = timed.seconds
+    return seconds

@@ -1,6 +1,7 @@
 """What differs between GPUs is data: rows, simdgroups and splits of each decode kernel, by GPU family.
 
-The shader text is the same everywhere; these numbers become its template arguments. To retune on a machine, run
+The shader text is the same everywhere; these numbers become its template arguments. `mlx-gptoss bench --tune` finds
+better ones for a machine and keeps them in a file (user_tuning.py). To change those of a family for everyone, run
 `benchmarks/kernels_decode.py --tune`, which times every candidate of each kernel at the released shapes and prints the
 winners as a `Tuning(...)` to paste here, under the family that `family_of` gives for the machine.
 """
@@ -8,8 +9,10 @@ winners as a `Tuning(...)` to paste here, under the family that `family_of` give
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 
@@ -112,6 +115,25 @@ def family_of(device_name: str) -> str:
     return "h100" if "h100" in name or "h200" in name else DEFAULT_FAMILY
 
 
-def tuning_for(family: str) -> Tuning:
-    """The constants of a family, or those of DEFAULT_FAMILY."""
+def packaged_tuning(family: str) -> Tuning:
+    """The constants of a family as they come with the package, or those of DEFAULT_FAMILY."""
     return TUNINGS.get(family, TUNINGS[DEFAULT_FAMILY])
+
+
+TRIAL: ContextVar[tuple[str, Tuning] | None] = ContextVar("TRIAL", default=None)
+"""A family and the constants it has while they are being tried (see user_tuning.on_trial)."""
+
+
+def tuning_for(family: str) -> Tuning:
+    """The constants of a family: the user's own where they tuned this machine, else the package's."""
+    # Called for every kernel of every step.
+    trial = TRIAL.get()
+    return own_tuning(family) if trial is None or trial[0] != family else trial[1]
+
+
+@functools.cache
+def own_tuning(family: str) -> Tuning:
+    """As `tuning_for` without trials; the user's file is read once."""
+    from mlx_gptoss.kernels.user_tuning import stored_tuning
+
+    return stored_tuning(family) or packaged_tuning(family)

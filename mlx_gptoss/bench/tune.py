@@ -1,0 +1,164 @@
+"""`mlx-gptoss bench --tune`: the decode kernels' constants that are best on this GPU, found by timing whole steps.
+
+A step of a random model with the released layers' shapes runs with each candidate in turn. Candidates that do not
+compile or change the logits are out; the rest take turns, so that heat and other programs are no one's luck, and the
+fastest wins if it beats what is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_gptoss.bench.measure import time_steps
+from mlx_gptoss.bench.spec import BenchSpec
+from mlx_gptoss.bench.subject import OurSubject, fill_cache, load_ours, random_ids
+from mlx_gptoss.errors import GptOssError, KernelError
+from mlx_gptoss.kernels.backends import default_backend
+from mlx_gptoss.kernels.tuning import Attention, Rows, Tuning, tuning_for
+from mlx_gptoss.kernels.user_tuning import on_trial, save
+
+LAYERS = 8
+"""Few enough for a small Mac, enough that the head does not drown them."""
+SHORT, LONG = 1024, 16_384
+STEPS = 16
+ROUNDS = 3
+MARGIN = 0.01
+"""A winner is at least this much faster than what is there."""
+TOLERANCE = 2e-2
+"""Of the largest logit: what another order of sums may change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One field of Tuning, what it might be, and the context at which it matters."""
+
+    field: str
+    candidates: tuple[Rows | Attention, ...]
+    context: int = SHORT
+
+
+def questions() -> Iterator[Question]:
+    """All that is searched, what weighs most first."""
+    matrices = tuple(Rows(r, s, u) for r in (2, 4) for s in (4, 8, 16) for u in (1, 2, 4))
+    yield Question("gate_up", tuple(Rows(r, s, u) for r in (2, 4, 8) for s in (2, 4, 8) for u in (1, 3)))
+    yield Question("down", tuple(Rows(r, s, u, share=4) for r in (1, 2, 4) for s in (4, 8) for u in (1, 3)))
+    yield Question("qkv", matrices)
+    yield Question("out", matrices)
+    yield Question(
+        "head", tuple(Rows(r, s, u, passes=p) for r in (2, 4) for s in (4, 8) for u in (1, 2) for p in (1, 4))
+    )
+    yield Question("router", tuple(Rows(1, s, u) for s in (1, 4, 8) for u in (4, 6, 12)))
+    parts = ((64, 32), (64, 64), (128, 32), (128, 64), (256, 64), (512, 16))
+    full = tuple(Attention(s, u, split_keys=k, max_parts=p) for s, u in ((4, 2), (4, 4), (8, 2)) for k, p in parts)
+    yield Question("full", full, LONG)
+    yield Question("sliding", tuple(Attention(s, u) for s, u in ((4, 2), (4, 4), (8, 2), (8, 4), (16, 2))))
+
+
+def tune(seconds: float, *, say: Callable[[str], None]) -> Tuning:
+    """Searches for about `seconds`, saves the winners for this GPU's family, and returns them.
+
+    Raises KernelError where MLX has no GPU, InsufficientMemoryError where the model does not fit.
+    """
+    backend = default_backend()
+    if backend.name == "stock":
+        raise KernelError("there is nothing to tune: this machine has no GPU that MLX can use")
+    subject = load_ours(BenchSpec(random="20b", layers=LAYERS, backend=backend.name))
+    family = backend.family
+    say(f"tuning {family} with {LAYERS} layers of 20b, up to {seconds:.0f} s")
+    best = search(
+        questions(),
+        tuning_for(family),
+        check=lambda tuning, context: check(subject, family, tuning, context),
+        timed=lambda tuning, context: step_seconds(subject, family, tuning, context),
+        until=time.monotonic() + seconds,
+        say=say,
+    )
+    say(f"kept in {save(family, best)}")
+    return best
+
+
+def search(
+    asked: Iterator[Question],
+    start: Tuning,
+    *,
+    check: Callable[[Tuning, int], bool],
+    timed: Callable[[Tuning, int], float],
+    until: float,
+    say: Callable[[str], None],
+) -> Tuning:
+    """Answers the questions one after the other, each with the answers before it in place.
+
+    `check(tuning, context)` says whether a tuning is right there, `timed` how many seconds a step takes. Nothing new is
+    begun after `until` (time.monotonic).
+    """
+    best = start
+    for question in asked:
+        present = getattr(best, question.field)
+        trials = {present: best}
+        for candidate in question.candidates:
+            if candidate == present or time.monotonic() > until:
+                continue
+            changes: dict[str, Any] = {question.field: candidate}
+            trial = dataclasses.replace(best, **changes)
+            if check(trial, question.context):
+                trials[candidate] = trial
+        times = _take_turns(trials, question.context, timed, until)
+        if present not in times:
+            break
+        winner = min(times, key=lambda candidate: times[candidate])
+        if times[winner] < times[present] * (1 - MARGIN):
+            best = trials[winner]
+            gained = 1 - times[winner] / times[present]
+            say(f"{question.field:8} {times[winner] * 1e6:8.1f} us a step, {gained:5.1%} less: {winner}")
+        else:
+            say(f"{question.field:8} {times[present] * 1e6:8.1f} us a step, unchanged")
+    return best
+
+
+def _take_turns(
+    trials: dict[Any, Tuning], context: int, timed: Callable[[Tuning, int], float], until: float
+) -> dict[Any, float]:
+    """The least seconds of each trial over some rounds; those out of time are left out."""
+    times: dict[Any, float] = {}
+    for number in range(ROUNDS):
+        for candidate, trial in trials.items():
+            if time.monotonic() > until and (number or times):
+                return times if number else {}
+            times[candidate] = min(times.get(candidate, float("inf")), timed(trial, context))
+    return times
+
+
+def check(subject: OurSubject, family: str, tuning: Tuning, context: int) -> bool:
+    """Whether a tuning compiles and leaves the logits as they are."""
+    try:
+        wanted = _logits(subject, context)
+        with on_trial(family, tuning):
+            got = _logits(subject, context)
+    except (GptOssError, RuntimeError):
+        # MLX reports what a compiler or a driver refuses as RuntimeError.
+        return False
+    used = subject.config.used_vocab_size
+    difference = mx.max(mx.abs(got[:, :used] - wanted[:, :used])).item()
+    return bool(difference <= TOLERANCE * mx.max(mx.abs(wanted[:, :used])).item())  # type: ignore[operator]  # floats
+
+
+def step_seconds(subject: OurSubject, family: str, tuning: Tuning, context: int) -> float:
+    """Seconds of a decode step with a tuning."""
+    with on_trial(family, tuning):
+        step = subject.decoder(context, 1, STEPS + 8)
+        tokens = random_ids(subject.config, (1,), 0)
+        return time_steps(step, tokens, (4, STEPS))
+
+
+def _logits(subject: OurSubject, context: int) -> mx.array:
+    cache = subject.model.make_cache()
+    fill_cache(cache, context, 8, seed=0)
+    logits = subject.model.decode(random_ids(subject.config, (1,), 0), [cache])
+    mx.eval(logits)
+    return logits

@@ -1,0 +1,139 @@
+"""Constants that a user found for their own GPU: kept, read back, tried, and never worse than what is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_gptoss.bench.tune import Question, questions, search
+from mlx_gptoss.cli.bench_cmd import bench
+from mlx_gptoss.errors import ConfigError, KernelError
+from mlx_gptoss.kernels import user_tuning
+from mlx_gptoss.kernels.tuning import Attention, Rows, Tuning, own_tuning, packaged_tuning, tuning_for
+
+FAMILY = "m4-max"
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = tmp_path / "folder" / "tuning.json"
+    monkeypatch.setenv(user_tuning.VARIABLE, str(path))
+    own_tuning.cache_clear()
+    yield path
+    own_tuning.cache_clear()
+
+
+def test_without_a_file_the_package_decides() -> None:
+    assert tuning_for(FAMILY) == packaged_tuning(FAMILY)
+    assert tuning_for("unheard-of") == packaged_tuning("unheard-of")
+
+
+def test_what_is_saved_is_used(file: Path) -> None:
+    mine = dataclasses.replace(packaged_tuning(FAMILY), qkv=Rows(2, 16, 1), full=Attention(8, 2, 64, 32), top_chunk=512)
+    assert user_tuning.save(FAMILY, mine) == file
+    assert tuning_for(FAMILY) == mine
+    assert tuning_for("m1") == packaged_tuning("m1")
+    other = dataclasses.replace(packaged_tuning("m1"), out=Rows(1, 1, 1))
+    user_tuning.save("m1", other)
+    assert (tuning_for(FAMILY), tuning_for("m1")) == (mine, other)
+
+
+def test_fields_left_out_stay_as_packaged(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text(json.dumps({"version": 1, "families": {FAMILY: {"qkv": {"unroll": 1}}, "m99-giga": {"x": 1}}}))
+    base = packaged_tuning(FAMILY)
+    assert tuning_for(FAMILY) == dataclasses.replace(base, qkv=dataclasses.replace(base.qkv, unroll=1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"version": 2, "families": {}}', '{"version": 1, "families": []}',
+     '{"version": 1, "families": {"m4-max": {"nonsense": 1}}}', '{"version": 1, "families": {"m4-max": 3}}',
+     '{"version": 1, "families": {"m4-max": {"qkv": {"rows": 0}}}}',
+     '{"version": 1, "families": {"m4-max": {"qkv": {"rows": true}}}}',
+     '{"version": 1, "families": {"m4-max": {"qkv": {"bogus": 1}}}}',
+     '{"version": 1, "families": {"m4-max": {"qkv": 7}}}'],
+)  # fmt: skip
+def test_a_broken_file_is_named(file: Path, text: str) -> None:
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"tuning\.json"):
+        tuning_for(FAMILY)
+
+
+def test_a_trial_ends_where_it_should() -> None:
+    trial = dataclasses.replace(packaged_tuning(FAMILY), router=Rows(1, 1, 1))
+    with user_tuning.on_trial(FAMILY, trial):
+        assert tuning_for(FAMILY) is trial
+        assert tuning_for("m1") == packaged_tuning("m1")
+    assert tuning_for(FAMILY) == packaged_tuning(FAMILY)
+
+
+START = Tuning()
+ASKED = (
+    Question("qkv", (Rows(1, 1, 1), Rows(2, 2, 2), START.qkv)),
+    Question("full", (Attention(1, 1), Attention(2, 2)), 9000),
+)
+
+
+def run_search(cost: dict[object, float], bad: tuple[object, ...] = (), seconds: float = 60.0) -> Tuning:
+    """A search over made-up times: a step takes 1 s plus what its constants cost."""
+
+    def timed(tuning: Tuning, context: int) -> float:
+        assert context in (1024, 9000)
+        return 1.0 + cost.get(tuning.qkv, 0.0) + cost.get(tuning.full, 0.0)
+
+    def right(tuning: Tuning, context: int) -> bool:
+        return tuning.qkv not in bad and tuning.full not in bad
+
+    until = time.monotonic() + seconds
+    return search(iter(ASKED), START, check=right, timed=timed, until=until, say=lambda line: None)
+
+
+def test_the_fastest_wins_field_by_field() -> None:
+    best = run_search({Rows(2, 2, 2): -0.2, Rows(1, 1, 1): -0.1, Attention(1, 1): -0.3})
+    assert best == dataclasses.replace(START, qkv=Rows(2, 2, 2), full=Attention(1, 1))
+
+
+def test_wrong_answers_never_win() -> None:
+    assert run_search({Rows(2, 2, 2): -0.5, Rows(1, 1, 1): -0.1}, bad=(Rows(2, 2, 2),)).qkv == Rows(1, 1, 1)
+
+
+def test_a_tie_changes_nothing() -> None:
+    assert run_search({Rows(2, 2, 2): -0.005}) == START
+
+
+def test_out_of_time_keeps_what_is_there() -> None:
+    assert run_search({Rows(2, 2, 2): -0.5}, seconds=-1.0) == START
+
+
+@given(st.dictionaries(st.sampled_from([*ASKED[0].candidates, *ASKED[1].candidates]), st.floats(-0.4, 0.4)))
+def test_no_search_ends_worse_than_it_began(cost: dict[object, float]) -> None:
+    def total(tuning: Tuning) -> float:
+        return 1.0 + cost.get(tuning.qkv, 0.0) + cost.get(tuning.full, 0.0)
+
+    assert total(run_search(cost)) <= total(START)
+
+
+def test_every_question_is_about_a_field() -> None:
+    fields = {item.name for item in dataclasses.fields(Tuning)}
+    for question in questions():
+        assert question.field in fields
+        assert len(set(question.candidates)) == len(question.candidates) > 1
+        assert {type(candidate) for candidate in question.candidates} == {type(getattr(START, question.field))}
+
+
+def test_without_a_gpu_there_is_nothing_to_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_gptoss.kernels.backend import StockBackend
+
+    monkeypatch.setattr("mlx_gptoss.bench.tune.default_backend", StockBackend)
+    result = CliRunner().invoke(bench, ["--tune"])
+    assert isinstance(result.exception, KernelError)
