@@ -19,7 +19,7 @@ from mlx_gptoss.harmony.grammar import warm_up
 from mlx_gptoss.harmony.vocabulary import load_vocabulary
 from mlx_gptoss.registry import Registry
 from mlx_gptoss.server.failure import Failure, api_of, body_of
-from mlx_gptoss.server.http import failure_response, service_of
+from mlx_gptoss.server.http import Unforeseen, failure_response, service_of
 from mlx_gptoss.server.loading import registry_loader
 from mlx_gptoss.server.logs import LOGGER, RequestLog
 from mlx_gptoss.server.metrics import Metrics
@@ -77,7 +77,7 @@ def build_app(settings: ServerSettings, *, loader: Loader | None = None, registr
     app.add_exception_handler(ValidationError, failure_response)
     app.add_exception_handler(ClientDisconnect, failure_response)
     app.add_exception_handler(HTTPException, _http_failure)
-    app.add_exception_handler(Exception, failure_response)
+    app.add_middleware(Unforeseen)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(RequestLog, metrics=metrics)
     _add_operations(app)

@@ -12,8 +12,10 @@ from starlette.requests import ClientDisconnect
 from mlx_gptoss.errors import (
     CancelledError,
     ContextOverflowError,
+    DownloadError,
     EngineClosedError,
     GptOssError,
+    InsufficientDiskError,
     InsufficientMemoryError,
     InvalidRequestError,
     ModelNotFoundError,
@@ -90,6 +92,10 @@ def failure_of(error: Exception) -> Failure:
         return Failure(503, str(error), code="unavailable", retry_after=1.0)
     if isinstance(error, CancelledError | ClientDisconnect):
         return Failure(499, str(error), code="cancelled")
+    if isinstance(error, DownloadError):
+        return Failure(502, str(error), code="download_failed")
+    if isinstance(error, InsufficientDiskError):
+        return Failure(507, str(error), code="insufficient_disk")
     if isinstance(error, GptOssError):
         return Failure(500, str(error), code="internal")
     return Failure(500, f"unexpected {type(error).__name__}; the server's log has the details", code="internal")

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_gptoss.server.failure import Failure, api_of, body_of, failure_of
 from mlx_gptoss.server.json_body import parse_object
 from mlx_gptoss.server.logs import LOGGER
+from mlx_gptoss.server.security import BodyRefusedError
 from mlx_gptoss.server.service import GenerationService
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -71,6 +73,34 @@ def failure_response(request: Request, error: Exception) -> JSONResponse:
         LOGGER.exception("request failed", exc_info=error)
     api = api_of(request.url.path)
     return JSONResponse(body_of(failure, api), status_code=failure.status, headers=failure.headers)
+
+
+class Unforeseen:
+    """Pure ASGI middleware: answers what no handler foresaw, and keeps the connection.
+
+    The framework's own last resort raises again after it has answered, and the HTTP server then drops the connection
+    under the client's next request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except (BodyRefusedError, TimeoutError):
+            raise
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            await failure_response(Request(scope), error)(scope, receive, send)
 
 
 def sse(data: Mapping[str, Any] | str, event: str | None = None) -> str:

@@ -10,8 +10,9 @@ from mlx_gptoss.folder import read_manifest
 from mlx_gptoss.llm import GptOss
 from mlx_gptoss.names import resolve_model
 from mlx_gptoss.plan.footprint import kv_bytes
+from mlx_gptoss.plan.guard import bounded_context
 from mlx_gptoss.plan.machine import Machine, this_machine
-from mlx_gptoss.plan.planner import CONVERSATION_TOKENS, WORKSPACE_BYTES, bounded_context
+from mlx_gptoss.plan.planner import CONVERSATION_TOKENS, WORKSPACE_BYTES
 from mlx_gptoss.registry import Registry
 from mlx_gptoss.server.models import Loader
 from mlx_gptoss.server.settings import ServerSettings

@@ -64,7 +64,7 @@ class Gate:
 
         try:
             await self.app(scope, limited, send_with_cors)
-        except _BodyRefusedError as error:
+        except BodyRefusedError as error:
             if not started:
                 await _answer(scope, send, error.failure)
         except TimeoutError:
@@ -104,7 +104,9 @@ class Gate:
         return parts.scheme in {"http", "https"} and is_loopback(parts.hostname or "")
 
 
-class _BodyRefusedError(Exception):
+class BodyRefusedError(Exception):
+    """A body is too large or came too slowly; `Gate` answers it."""
+
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
@@ -130,11 +132,11 @@ class _LimitedBody:
         try:
             message = await asyncio.wait_for(self._receive(), max(self._deadline - now, 0.0))
         except TimeoutError:
-            raise _BodyRefusedError(Failure(408, "the request body did not arrive in time")) from None
+            raise BodyRefusedError(Failure(408, "the request body did not arrive in time")) from None
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
             if self._seen > self._limit:
-                raise _BodyRefusedError(Failure(413, f"the request is larger than {self._limit} bytes"))
+                raise BodyRefusedError(Failure(413, f"the request is larger than {self._limit} bytes"))
             self._complete = not message.get("more_body", False)
         return message
 

@@ -9,6 +9,8 @@ from anthropic import Anthropic, BadRequestError
 
 pytestmark = pytest.mark.clients
 MODEL = "demo"
+# The library has dropped the parameter; the API has not.
+GREEDY = {"temperature": 0}
 TOOL: Any = {
     "name": "get_weather",
     "description": "Get the weather in a city.",
@@ -23,7 +25,7 @@ def client(server: str) -> Anthropic:
 
 def test_message_with_thinking(client: Anthropic) -> None:
     message = client.messages.create(
-        model=MODEL, max_tokens=500, temperature=0, messages=[{"role": "user", "content": "What is 17 + 25?"}]
+        model=MODEL, max_tokens=500, extra_body=GREEDY, messages=[{"role": "user", "content": "What is 17 + 25?"}]
     )
     assert [block.type for block in message.content] == ["thinking", "text"]
     assert "42" in message.content[1].text
@@ -32,7 +34,7 @@ def test_message_with_thinking(client: Anthropic) -> None:
 
 def test_stream_helper(client: Anthropic) -> None:
     with client.messages.stream(
-        model=MODEL, max_tokens=500, temperature=0, messages=[{"role": "user", "content": "What is 8 + 5?"}]
+        model=MODEL, max_tokens=500, extra_body=GREEDY, messages=[{"role": "user", "content": "What is 8 + 5?"}]
     ) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
@@ -42,12 +44,12 @@ def test_stream_helper(client: Anthropic) -> None:
 
 def test_tool_loop(client: Anthropic) -> None:
     messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
-    first = client.messages.create(model=MODEL, max_tokens=500, temperature=0, messages=messages, tools=[TOOL])
+    first = client.messages.create(model=MODEL, max_tokens=500, extra_body=GREEDY, messages=messages, tools=[TOOL])
     assert first.stop_reason == "tool_use"
     call = next(block for block in first.content if block.type == "tool_use")
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "21 C and sunny"}
     messages += [{"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
-    second = client.messages.create(model=MODEL, max_tokens=500, temperature=0, messages=messages, tools=[TOOL])
+    second = client.messages.create(model=MODEL, max_tokens=500, extra_body=GREEDY, messages=messages, tools=[TOOL])
     assert any(block.type == "text" and "21" in block.text for block in second.content)
     assert (second.usage.cache_read_input_tokens or 0) > 0
 

@@ -88,6 +88,6 @@ def test_models(client: Client) -> None:
 def test_errors(client: Client) -> None:
     with pytest.raises(ResponseError, match="embed"):
         client.embed(MODEL, "hello")
-    with pytest.raises(ResponseError) as caught:
-        client.show("no/such")
-    assert caught.value.status_code in (400, 404)
+    with pytest.raises(ResponseError, match="num_predict") as caught:
+        client.generate(MODEL, "hello", options={"num_predict": "many"})
+    assert caught.value.status_code == 400

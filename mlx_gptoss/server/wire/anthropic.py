@@ -199,7 +199,7 @@ def stop_reason_of(done: Done | Completion) -> str:
         return "tool_use"
     if done.stop is not None:
         return "stop_sequence"
-    return "max_tokens" if done.finish_reason in ("length", "repetition", "timeout") else "end_turn"
+    return "max_tokens" if done.finish_reason in ("length", "repetition", "timeout", "cancelled") else "end_turn"
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

@@ -277,7 +277,7 @@ def timestamp() -> str:
 
 def done_reason_of(reason: FinishReason) -> str:
     """Ollama's word for why an answer ended."""
-    return "length" if reason in ("length", "repetition", "timeout") else "stop"
+    return "length" if reason in ("length", "repetition", "timeout", "cancelled") else "stop"
 
 
 def counts_of(done: Done, load_s: float) -> dict[str, int]:

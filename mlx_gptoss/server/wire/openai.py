@@ -155,7 +155,7 @@ def logit_bias_of(value: Mapping[str, float] | None) -> dict[int, float]:
 
 def finish_reason_of(reason: FinishReason) -> str:
     """The API's word: what was cut short is `length`, whatever cut it."""
-    if reason in ("length", "repetition", "timeout"):
+    if reason in ("length", "repetition", "timeout", "cancelled"):
         return "length"
     return "tool_calls" if reason == "tool_calls" else "stop"
 
