@@ -95,66 +95,111 @@ METAL_FUNC void decode_words(const thread uint* words, uint exponent, threadgrou
   }
 }
 
-// One thread's share of a step, on its way from device to threadgroup memory.
-template <int LOADS, int WORDS, int ROUNDS>
-struct Ahead {
-  uint4 values[LOADS];
-  uint words[WORDS];
-  uint scale[ROUNDS];
+// One thread's weights on their way from device to threadgroup memory: its block of 32 of each row it looks after. Two
+// blocks of a row lie side by side in two lanes, so that a read takes 32 bytes of each row and 16 rows at a time.
+template <int ROUNDS>
+struct Weights {
+  uint4 words[ROUNDS];
+  uint exponent[ROUNDS];
 };
 
-template <int LOADS, int ROUNDS, int WORDS>
-METAL_FUNC void fetch(
-    const device uint4* const thread* sources,
-    const device uint* const thread* weights,
+// Block 2 pair + this lane's half of each row; zeros past the last block, where K is an odd number of blocks.
+template <int K, int ROUNDS>
+METAL_FUNC void fetch_weights(
+    const device uint4* const thread* blocks,
     const device uchar* const thread* exponents,
-    int step,
-    thread Ahead<LOADS, ROUNDS * WORDS, ROUNDS>& ahead) {
-#pragma clang loop unroll(full)
-  for (int i = 0; i < LOADS; ++i) {
-    ahead.values[i] = sources[i][step * 4];
-  }
+    int pair,
+    int half_of_pair,
+    thread Weights<ROUNDS>& ahead) {
+  constexpr int LAST = K / 32 - 1;
+  int block = metal::min(2 * pair + half_of_pair, LAST);
 #pragma clang loop unroll(full)
   for (int i = 0; i < ROUNDS; ++i) {
-    ahead.scale[i] = exponents[i][step];
-    if (WORDS == 4) {
-      uint4 w = *(const device uint4*)(weights[i] + step * 4);
-      ahead.words[i * WORDS] = w.x;
-      ahead.words[i * WORDS + 1 % WORDS] = w.y;
-      ahead.words[i * WORDS + 2 % WORDS] = w.z;
-      ahead.words[i * WORDS + 3 % WORDS] = w.w;
-    } else {
-#pragma clang loop unroll(full)
-      for (int j = 0; j < WORDS; ++j) {
-        ahead.words[i * WORDS + j] = weights[i][step * 4 + j];
-      }
+    ahead.words[i] = blocks[i][block];
+    ahead.exponent[i] = exponents[i][block];
+    if (K % 64 != 0 && 2 * pair + half_of_pair > LAST) {
+      ahead.words[i] = uint4(0);
     }
   }
 }
 
-template <typename T, int BN, int LOADS, int ROUNDS, int WORDS, int SIMDS, bool SUBNORMAL>
+template <int LOADS>
+METAL_FUNC void fetch_rows(const device uint4* const thread* sources, int at, thread uint4* ahead) {
+#pragma clang loop unroll(full)
+  for (int i = 0; i < LOADS; ++i) {
+    ahead[i] = sources[i][at];
+  }
+}
+
+// A step's operands into a buffer: words 2 HALF and 2 HALF + 1 of each block.
+template <typename T, int LOADS, int ROUNDS, int SIMDS, int HALF, bool SUBNORMAL>
 METAL_FUNC void place(
-    const thread Ahead<LOADS, ROUNDS * WORDS, ROUNDS>& ahead,
+    const thread uint4* rows,
+    const thread Weights<ROUNDS>& weights,
     threadgroup uint4* left,
     threadgroup uint4* right,
     uint simdgroup,
     uint lane) {
 #pragma clang loop unroll(full)
   for (int i = 0; i < LOADS; ++i) {
-    left[(i * SIMDS + int(simdgroup)) * 32 + int(lane)] = ahead.values[i];
+    left[(i * SIMDS + int(simdgroup)) * 32 + int(lane)] = rows[i];
   }
 #pragma clang loop unroll(full)
   for (int i = 0; i < ROUNDS; ++i) {
-    int at = int(simdgroup * 32 + lane) + i * 32 * SIMDS;
-    int row = at % BN;
-    decode_words<T, WORDS, SUBNORMAL>(
-        ahead.words + i * WORDS, ahead.scale[i], right + (row / 8 * 4 + at / BN * WORDS) * 8 + row % 8);
+    uint words[2];
+    words[0] = HALF == 0 ? weights.words[i].x : weights.words[i].z;
+    words[1] = HALF == 0 ? weights.words[i].y : weights.words[i].w;
+    int strip = (i * SIMDS + int(simdgroup)) * 2 + int(lane) / 16;
+    decode_words<T, 2, SUBNORMAL>(
+        words, weights.exponent[i], right + (strip * 4 + int(lane) / 8 % 2 * 2) * 8 + int(lane) % 8);
+  }
+}
+
+template <typename T, int BM, int BN, int SIMD_M, int SIMD_N, int SKIP>
+METAL_FUNC void multiply(
+    const threadgroup uint4* left,
+    const threadgroup uint4* right,
+    int tile_m,
+    int tile_n,
+    int valid,
+    thread TileResult<BM, BN, SIMD_M, SIMD_N>& result) {
+  constexpr int TM = BM / SIMD_M / 8;
+  constexpr int TN = BN / SIMD_N / 8;
+  const threadgroup T* a = (const threadgroup T*)left + tile_m * 256;
+  const threadgroup T* b = (const threadgroup T*)right + tile_n * 256;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < TM; i += SKIP) {
+    if ((tile_m + i) * 8 < valid) {
+#pragma clang loop unroll(full)
+      for (int k = 0; k < 4; k += 2) {
+        simdgroup_matrix<T, 8, 8> b0[TN];
+        simdgroup_matrix<T, 8, 8> b1[TN];
+#pragma clang loop unroll(full)
+        for (int j = 0; j < TN; j += 2) {
+          load_right<true>(b0[j], b1[j], b0[j + 1], b1[j + 1], b + j * 256 + k * 64, 8, 64, 256);
+        }
+#pragma clang loop unroll(full)
+        for (int m = i; m < i + SKIP; m += 2) {
+          simdgroup_matrix<T, 8, 8> a00;
+          simdgroup_matrix<T, 8, 8> a01;
+          simdgroup_matrix<T, 8, 8> a10;
+          simdgroup_matrix<T, 8, 8> a11;
+          load_left(a00, a01, a10, a11, a + m * 256 + k * 64, 8, 64, 256);
+#pragma clang loop unroll(full)
+          for (int j = 0; j < TN; ++j) {
+            multiply_16x8x16<T>(result.block[m][j], result.block[m + 1][j], a00, a01, a10, a11, b0[j], b1[j]);
+          }
+        }
+      }
+    }
   }
 }
 
 // result = x[rows[...]] * weight^T. `rows[i]` is the source row of tile row 8 (SIMDS i + simdgroup) + lane % 8; only
-// the first `valid` tile rows are multiplied (SKIP blocks of 8 at a time), the others read but never used. Weight rows past
-// `last_row` repeat it. `memory` holds grouped_memory(BM, BN) uint4s.
+// the first `valid` tile rows are multiplied (SKIP blocks of 8 at a time), the others read but never used. Weight rows
+// past `last_row` repeat it. `memory` holds grouped_memory(BM, BN) uint4s.
+//
+// A step multiplies 32 values of K: half of each of two neighbouring blocks, in the same order on both sides.
 template <typename T, int K, int BM, int BN, int SIMD_M, int SIMD_N, int SKIP, bool SUBNORMAL>
 METAL_FUNC void grouped_tile(
     const device T* x,
@@ -169,37 +214,33 @@ METAL_FUNC void grouped_tile(
     uint lane,
     thread TileResult<BM, BN, SIMD_M, SIMD_N>& result) {
   constexpr int SIMDS = SIMD_M * SIMD_N;
-  constexpr int THREADS = 32 * SIMDS;
-  constexpr int STEPS = K / 32;
   constexpr int TM = BM / SIMD_M / 8;
   constexpr int TN = BN / SIMD_N / 8;
   constexpr int LOADS = BM / 8 / SIMDS;
-  // A thread decodes WORDS words of a block of 4, for ROUNDS weight rows.
-  constexpr int WORDS = 4 * BN >= 4 * THREADS ? 4 : 4 * BN / THREADS;
-  constexpr int PARTS = 4 / WORDS;
-  constexpr int ROUNDS = BN * PARTS / THREADS;
-  static_assert(K % 32 == 0 && LOADS * 8 * SIMDS == BM && ROUNDS * THREADS == BN * PARTS, "the tile does not divide");
+  constexpr int ROUNDS = BN / 16 / SIMDS;
+  constexpr int PAIRS = (K + 63) / 64;
+  static_assert(K % 32 == 0 && LOADS * 8 * SIMDS == BM && ROUNDS * 16 * SIMDS == BN, "the tile does not divide");
   static_assert(TM % SKIP == 0 && SKIP % 2 == 0 && TN % 2 == 0, "a simdgroup multiplies 16 rows and columns at a time");
   threadgroup uint4* left = memory;
   threadgroup uint4* right = memory + BM * 8;
-  int thread_index = int(simdgroup * 32 + lane);
-  int chunk = int(lane) / 8;
+  // In uint4s: lanes of chunk 0 and 1 (2 and 3) take half of the first (second) block of a pair.
+  int chunk = int(lane) / 16 * 4 + int(lane) / 8 % 2;
+  int half_of_pair = int(lane) / 8 % 2;
 
   const device uint4* sources[LOADS];
 #pragma clang loop unroll(full)
   for (int i = 0; i < LOADS; ++i) {
-    sources[i] = (const device uint4*)(x + size_t(rows[i]) * K) + chunk;
+    sources[i] = (const device uint4*)(x + size_t(rows[i]) * K);
   }
-  const device uint* weights[ROUNDS];
+  const device uint4* row_blocks[ROUNDS];
   const device uchar* exponents[ROUNDS];
 #pragma clang loop unroll(full)
   for (int i = 0; i < ROUNDS; ++i) {
-    int at = thread_index + i * THREADS;
-    int row = metal::min(first_row + at % BN, last_row);
-    weights[i] = blocks + size_t(row) * (K / 8) + at / BN * WORDS;
+    int row = (i * SIMDS + int(simdgroup)) * 16 + int(lane) / 16 * 8 + int(lane) % 8;
+    row = metal::min(first_row + row, last_row);
+    row_blocks[i] = (const device uint4*)(blocks + size_t(row) * (K / 8));
     exponents[i] = scales + size_t(row) * (K / 32);
   }
-
 #pragma clang loop unroll(full)
   for (int i = 0; i < TM; ++i) {
 #pragma clang loop unroll(full)
@@ -210,43 +251,26 @@ METAL_FUNC void grouped_tile(
 
   int tile_m = int(simdgroup) / SIMD_N * TM;
   int tile_n = int(simdgroup) % SIMD_N * TN;
-  Ahead<LOADS, ROUNDS * WORDS, ROUNDS> ahead;
-  fetch<LOADS, ROUNDS, WORDS>(sources, weights, exponents, 0, ahead);
-  place<T, BN, LOADS, ROUNDS, WORDS, SIMDS, SUBNORMAL>(ahead, left, right, simdgroup, lane);
-  for (int step = 0; step < STEPS; ++step) {
+  // Rows past K (in an odd last pair) meet zero weights: any values of the row do.
+  constexpr int END = K / 8 - 1;
+  uint4 ahead[LOADS];
+  Weights<ROUNDS> weights;
+  fetch_rows<LOADS>(sources, metal::min(chunk, END), ahead);
+  fetch_weights<K, ROUNDS>(row_blocks, exponents, 0, half_of_pair, weights);
+  place<T, LOADS, ROUNDS, SIMDS, 0, SUBNORMAL>(ahead, weights, left, right, simdgroup, lane);
+  for (int pair = 0; pair < PAIRS; ++pair) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    // The last step reads and stores once more, for nobody: cheaper than asking in every step.
-    fetch<LOADS, ROUNDS, WORDS>(sources, weights, exponents, metal::min(step + 1, STEPS - 1), ahead);
-    const threadgroup T* a = (const threadgroup T*)(left + (step % 2) * BM * 4) + tile_m * 256;
-    const threadgroup T* b = (const threadgroup T*)(right + (step % 2) * BN * 4) + tile_n * 256;
-#pragma clang loop unroll(full)
-    for (int i = 0; i < TM; i += SKIP) {
-      if ((tile_m + i) * 8 < valid) {
-#pragma clang loop unroll(full)
-        for (int k = 0; k < 4; k += 2) {
-          simdgroup_matrix<T, 8, 8> b0[TN];
-          simdgroup_matrix<T, 8, 8> b1[TN];
-#pragma clang loop unroll(full)
-          for (int j = 0; j < TN; j += 2) {
-            load_right<true>(b0[j], b1[j], b0[j + 1], b1[j + 1], b + j * 256 + k * 64, 8, 64, 256);
-          }
-#pragma clang loop unroll(full)
-          for (int m = i; m < i + SKIP; m += 2) {
-            simdgroup_matrix<T, 8, 8> a00;
-            simdgroup_matrix<T, 8, 8> a01;
-            simdgroup_matrix<T, 8, 8> a10;
-            simdgroup_matrix<T, 8, 8> a11;
-            load_left(a00, a01, a10, a11, a + m * 256 + k * 64, 8, 64, 256);
-#pragma clang loop unroll(full)
-            for (int j = 0; j < TN; ++j) {
-              multiply_16x8x16<T>(result.block[m][j], result.block[m + 1][j], a00, a01, a10, a11, b0[j], b1[j]);
-            }
-          }
-        }
-      }
-    }
-    place<T, BN, LOADS, ROUNDS, WORDS, SIMDS, SUBNORMAL>(
-        ahead, left + ((step + 1) % 2) * BM * 4, right + ((step + 1) % 2) * BN * 4, simdgroup, lane);
+    fetch_rows<LOADS>(sources, metal::min(pair * 8 + 2 + chunk, END), ahead);
+    multiply<T, BM, BN, SIMD_M, SIMD_N, SKIP>(left, right, tile_m, tile_n, valid, result);
+    place<T, LOADS, ROUNDS, SIMDS, 1, SUBNORMAL>(ahead, weights, left + BM * 4, right + BN * 4, simdgroup, lane);
+
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    // After the last pair this reads and stores once more, for nobody: cheaper than asking every time.
+    int next = metal::min(pair + 1, PAIRS - 1);
+    fetch_rows<LOADS>(sources, metal::min(next * 8 + chunk, END), ahead);
+    fetch_weights<K, ROUNDS>(row_blocks, exponents, next, half_of_pair, weights);
+    multiply<T, BM, BN, SIMD_M, SIMD_N, SKIP>(left + BM * 4, right + BN * 4, tile_m, tile_n, valid, result);
+    place<T, LOADS, ROUNDS, SIMDS, 0, SUBNORMAL>(ahead, weights, left, right, simdgroup, lane);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }

@@ -22,11 +22,12 @@ from platformdirs import user_cache_path
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Size3, Template, check_launch
 from mlx_gptoss.kernels.cuda_text import CudaText, translate
-from mlx_gptoss.kernels.nvrtc import compile_cubin, compiler_version
+from mlx_gptoss.kernels.nvrtc import compile_cubin, compiler_version, compressed
 from mlx_gptoss.kernels.source import KernelSource
 
 MAX_THREADS = 1024
-_ELF = b"\x7fELF"
+_MAGIC = (b"\x7fELF", b"\x50\xed\x55\xba")
+"""How device code begins: a cubin, or a container of compressed ones."""
 _HASH_BYTES = 32
 
 _VariantKey = tuple[object, ...]
@@ -98,9 +99,9 @@ class CudaBackend:
 
 
 def device_code(text: CudaText, architecture: str, folder: Path | None) -> bytes:
-    """The cubin of `text` for `architecture`, from `folder` where a sound one lies there, else compiled and kept.
+    """The device code of `text` for `architecture`, from `folder` where a sound one lies there, else compiled and kept.
 
-    An entry is a SHA-256 followed by the cubin; one that is damaged is compiled anew. `folder` None keeps nothing.
+    An entry is a SHA-256 followed by the code; one that is damaged is compiled anew. `folder` None keeps nothing.
     Raises KernelError when the text does not compile.
     """
     shim = shim_text()
@@ -110,7 +111,7 @@ def device_code(text: CudaText, architecture: str, folder: Path | None) -> bytes
         kept = _read(path)
         if kept is not None:
             return kept
-    code = compile_cubin(shim + text.text, architecture, text.entry)
+    code = compressed(compile_cubin(shim + text.text, architecture, text.entry), architecture)
     if path is not None:
         _write(path, code)
     return code
@@ -135,7 +136,7 @@ def _read(path: Path) -> bytes | None:
     except OSError:
         return None
     code = data[_HASH_BYTES:]
-    if hashlib.sha256(code).digest() != data[:_HASH_BYTES] or not code.startswith(_ELF):
+    if hashlib.sha256(code).digest() != data[:_HASH_BYTES] or not code.startswith(_MAGIC):
         return None
     return code
 

@@ -41,6 +41,27 @@ def compile_cubin(text: str, architecture: str, where: str) -> bytes:
     return _compile_nvcc(nvcc, text, architecture, where)
 
 
+def compressed(cubin: bytes, architecture: str) -> bytes:
+    """The same device code, about half as long, where the toolkit's `fatbinary` is at hand; else as it is.
+
+    MLX hashes the code of every kernel in every step: 8 KB less are worth 1 to 3 us a launch.
+    """
+    tool = shutil.which("fatbinary") or shutil.which("fatbinary", path=os.path.join(_cuda_home(), "bin"))
+    if tool is None:
+        return cubin
+    with tempfile.TemporaryDirectory(prefix="mlx-gptoss-fatbin-") as folder:
+        source, target = Path(folder, "kernel.cubin"), Path(folder, "kernel.fatbin")
+        source.write_bytes(cubin)
+        image = f"--image3=kind=elf,sm={architecture.removeprefix('sm_')},file={source}"
+        command = [tool, "--64", "--compress-all", "--compress-mode=speed", f"--create={target}", image]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=NVCC_TIMEOUT_S, check=False)
+            packed = target.read_bytes() if done.returncode == 0 else cubin
+        except (OSError, subprocess.TimeoutExpired):
+            return cubin
+    return packed if len(packed) < len(cubin) else cubin
+
+
 def compiler_version() -> str:
     """`nvrtc-13.0`, `nvcc` or `none`: part of the cache key, since another compiler gives other code."""
     library = _nvrtc()

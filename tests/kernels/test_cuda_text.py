@@ -12,7 +12,7 @@ from mlx_gptoss.kernels import cuda
 from mlx_gptoss.kernels.backend import Template
 from mlx_gptoss.kernels.cuda import device_code, shim_text
 from mlx_gptoss.kernels.cuda_text import CudaText, rewrite, translate
-from mlx_gptoss.kernels.nvrtc import compile_cubin, compiler_version
+from mlx_gptoss.kernels.nvrtc import compile_cubin, compiler_version, compressed
 from mlx_gptoss.kernels.source import BUILTINS, load_kernel, parse_kernel
 
 needs_compiler = pytest.mark.skipif(compiler_version() == "none", reason="neither NVRTC nor nvcc is installed")
@@ -114,7 +114,16 @@ def test_device_code_is_compiled_once_and_a_damaged_entry_anew(tmp_path: Path, m
 def test_a_folder_that_cannot_be_written_still_gives_code(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    assert device_code(text_of(), "sm_90", blocked / "deeper").startswith(b"\x7fELF")
+    assert device_code(text_of(), "sm_90", blocked / "deeper").startswith((b"\x7fELF", b"\x50\xed\x55\xba"))
+
+
+@needs_compiler
+def test_code_is_shortened_where_the_toolkit_can_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    cubin = compile_cubin(shim_text() + text_of().text, "sm_90", "short")
+    assert len(compressed(cubin, "sm_90")) <= len(cubin)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CUDA_HOME", "/nowhere")
+    assert compressed(cubin, "sm_90") == cubin
 
 
 @needs_compiler
