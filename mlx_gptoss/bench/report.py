@@ -6,6 +6,7 @@ import datetime
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -33,7 +34,8 @@ class Report:
             "schema": 1,
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
             "machine": machine_record(),
-            "spec": self.spec.to_dict(),
+            # Results are made to be shared: the model's name, not where it lies.
+            "spec": self.spec.to_dict() | {"folder": self.spec.folder and Path(self.spec.folder).name},
             "ceiling": asdict(self.ceiling),
             "measurements": [measurement.to_dict(self.ceiling) for measurement in self.measurements],
         }
@@ -56,7 +58,7 @@ def machine_record() -> dict[str, Any]:
 def model_label(spec: BenchSpec) -> str:
     """The model of a spec, for people."""
     if spec.folder is not None:
-        return spec.folder
+        return Path(spec.folder).name
     layers = "" if spec.layers is None else f", {spec.layers} layers"
     return f"random {spec.random}{layers}, {spec.precisions.label}"
 
