@@ -1,1 +1,1 @@
-"""benchmarks."""
+"""Measurements: ratios in one run, against a named peer or the machine's ceiling."""

@@ -1,1 +1,1 @@
-"""metal."""
+"""The shaders; read with importlib.resources."""

@@ -1,1 +1,1 @@
-"""tests."""
+"""Tests: behaviour at the edges, against oracles that nobody here wrote."""

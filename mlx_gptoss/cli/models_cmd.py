@@ -48,11 +48,16 @@ def list_models(as_json: bool) -> None:
 @click.command()
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
-def show(model: str | None, as_json: bool) -> None:
+@click.option("--tensors", is_flag=True, help="Every tensor, one a line.")
+def show(model: str | None, as_json: bool, tensors: bool) -> None:
     """Show what MODEL's folder holds: source, precisions, tensors, bytes a token."""
-    from mlx_gptoss.cli.convert_cmd import show_folder
+    from mlx_gptoss.cli.convert_cmd import show_folder, show_tensors
 
-    show_folder(resolve_model(model), as_json=as_json)
+    folder = resolve_model(model)
+    if tensors:
+        show_tensors(folder)
+    else:
+        show_folder(folder, as_json=as_json)
 
 
 @click.command("rm")

@@ -1,1 +1,1 @@
-"""kernels."""
+"""Kernels: one typed function each, its plain-mx twin, and the back ends that run it."""

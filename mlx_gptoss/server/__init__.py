@@ -1,1 +1,1 @@
-"""server."""
+"""The server: HTTP on top of the façade; never imports mlx."""

@@ -11,7 +11,7 @@ from mlx_gptoss.cli import chat_cmd
 from mlx_gptoss.cli.chat_session import ChatSession, Leave, read_conversation
 from mlx_gptoss.errors import GptOssError, InvalidRequestError
 from mlx_gptoss.llm import GptOss
-from mlx_gptoss.messages import AssistantMessage, ToolMessage, UserMessage
+from mlx_gptoss.messages import AssistantMessage, Message, ToolMessage, UserMessage
 from mlx_gptoss.tools import FunctionTool, ToolBox
 from tests.server.support import REPLIES, scripted_llm
 
@@ -88,7 +88,7 @@ def test_commands(session: ChatSession, tmp_path: Path, capsys: pytest.CaptureFi
     for name in ("/help", "/tools", "/stats", "/history", "/reasoning"):
         session.handle(name)
     session.handle("/system Be short.")
-    restarted = list(session.chat.messages)
+    restarted: tuple[Message, ...] = session.chat.messages
     assert len(restarted) == 1
     assert restarted[0].text == "Be short."
     assert "/effort LEVEL" in capsys.readouterr().err

@@ -32,6 +32,7 @@ def test_list_show_remove(run: Run, installed: Path) -> None:
     shown = json.loads(run("show", NAME, "--json").stdout)
     assert shown["manifest"]["tensors"] if "manifest" in shown else shown["tensors"]
     assert b"experts" in run("show", NAME).stdout
+    assert b"layers.0.qkv.weight" in run("show", NAME, "--tensors").stdout
     assert run("verify", NAME).returncode == 0
     asked = run("rm", NAME, stdin=b"n\n")
     assert asked.returncode != 0

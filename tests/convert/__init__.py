@@ -1,1 +1,1 @@
-"""convert."""
+"""The converter: sources, faults, mutated inputs."""

@@ -1,1 +1,1 @@
-"""golden."""
+"""Outputs of other implementations, and the scripts that made them."""

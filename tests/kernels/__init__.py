@@ -1,1 +1,1 @@
-"""kernels."""
+"""Kernels on the shader bench, and the bench itself."""

@@ -1,1 +1,1 @@
-"""server."""
+"""The server: wire formats, security, sockets."""

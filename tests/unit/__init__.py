@@ -1,1 +1,1 @@
-"""unit."""
+"""Everything else, one file a noun."""
