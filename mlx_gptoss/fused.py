@@ -159,8 +159,8 @@ class FusedModel:
                     q,
                     k,
                     v,
-                    cache.ring_k[0],
-                    cache.ring_v[0],
+                    _only(cache.ring_k),
+                    _only(cache.ring_v),
                     sinks,
                     step.lengths[row],
                     parts=1 if len(caches) > 1 else None,
@@ -188,10 +188,10 @@ class FusedModel:
             q,
             k,
             v,
-            cache.main_k[0],
-            cache.main_v[0],
-            tail_k[0],
-            tail_v[0],
+            _only(cache.main_k),
+            _only(cache.main_v),
+            _only(tail_k),
+            _only(tail_v),
             sinks,
             lengths,
             parts=parts,
@@ -252,6 +252,11 @@ class FusedModel:
                     expected=f"<= {limit} tokens",
                     got=str(cache.offset + 1),
                 )
+
+
+def _only(array: mx.array) -> mx.array:
+    """The one sequence of a batch of 1, as a view: indexing with [0] would copy it."""
+    return mx.squeeze(array, 0)
 
 
 def check_config(config: ModelConfig) -> None:

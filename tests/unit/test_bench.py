@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,16 +16,18 @@ from click.testing import CliRunner, Result
 
 from mlx_gptoss.bench.ceiling import measure_ceiling
 from mlx_gptoss.bench.cost import StoredBytes, prompt_flops, step_bytes
-from mlx_gptoss.bench.launches import count_launches
+from mlx_gptoss.bench.launches import VIEWS, count_launches
 from mlx_gptoss.bench.measure import measure
 from mlx_gptoss.bench.peer import peer_installed
 from mlx_gptoss.bench.random_weights import RandomWeights
 from mlx_gptoss.bench.report import Report, line, ratios
 from mlx_gptoss.bench.spec import BenchSpec, Ceiling, Measurement
-from mlx_gptoss.bench.subject import config_of, fill_cache, load_ours, load_subject, random_ids, with_layers
+from mlx_gptoss.bench.subject import OurSubject, config_of, fill_cache, load_ours, load_subject, random_ids, with_layers
 from mlx_gptoss.bench.worker import run_apart, run_here
 from mlx_gptoss.cli.bench_cmd import bench
 from mlx_gptoss.errors import GptOssError, InvalidRequestError
+from mlx_gptoss.fused import FusedModel
+from mlx_gptoss.kernels.backend import MetalBackend
 from mlx_gptoss.kernels.layout import dense_weight, picked_weight
 from mlx_gptoss.model import GptOssModel
 from mlx_gptoss.plan.footprint import Precisions, footprint, prefill_flops, token_bytes
@@ -114,6 +119,38 @@ def test_launches_are_operations_that_are_no_views() -> None:
         return (x.reshape(2, 4).T + 1) @ other
 
     assert dict(count_launches(step, mx.zeros((8,)))) == {"Add": 1, "Matmul": 1}
+
+
+def fused_step(layers: int, context: int) -> Callable[[mx.array], mx.array]:
+    """A decode step on the Metal kernels, for tracing: the same graph that a Mac would run."""
+    config = dataclasses.replace(with_layers(config_of(QUICK), layers), num_heads=16)
+    weights = RandomWeights(config, Precisions()).model()
+    model = FusedModel(config, weights, MetalBackend("m4-max"))
+    return OurSubject(model, weights, "metal").decoder(context, 1, 8)
+
+
+@pytest.mark.parametrize("layers", [24, 36], ids=["20b", "120b"])
+@pytest.mark.parametrize("context", [100, 5000], ids=["short", "split"])
+def test_launches_of_a_decoded_token(layers: int, context: int) -> None:
+    """At most 7 kernels a layer, and a fixed handful beside them."""
+    counts = count_launches(fused_step(layers, context), mx.array([3]))
+    kernels = counts.pop("CustomKernel")
+    assert 6 * layers + 1 <= kernels <= 7 * layers + 1
+    assert counts.total() <= 6
+
+
+def test_no_step_copies_a_cache() -> None:
+    """Beside the kernels, nothing in a step's graph makes an array nearly as large as a layer's cache."""
+    context = 5000
+    sizes: list[tuple[str, int]] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event["type"] == "primitive" and event["name"] not in VIEWS:
+            sizes.extend((event["name"], math.prod(shape)) for _, shape, _ in event["outputs"])
+
+    mx.export_function(note, fused_step(2, context), mx.array([3]))
+    assert sizes
+    assert max(size for _, size in sizes) < context * 2 * 64 / 4
 
 
 def test_launches_grow_by_the_layer() -> None:
