@@ -29,6 +29,7 @@ MAX_THREADS = 1024
 _MAGIC = (b"\x7fELF", b"\x50\xed\x55\xba")
 """How device code begins: a cubin, or a container of compressed ones."""
 _HASH_BYTES = 32
+_SHIM = ("cuda_shim.h", "cuda_shim_simd.h")
 
 _VariantKey = tuple[object, ...]
 
@@ -124,8 +125,9 @@ def cubin_folder() -> Path:
 
 @cache
 def shim_text() -> str:
-    """metal/cuda_shim.h without comments and indentation."""
-    text = resources.files("mlx_gptoss.metal").joinpath("cuda_shim.h").read_text(encoding="utf-8")
+    """metal/cuda_shim.h and cuda_shim_simd.h without comments and indentation."""
+    folder = resources.files("mlx_gptoss.metal")
+    text = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in _SHIM)
     lines = (line.split("//")[0].strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line) + "\n"
 
