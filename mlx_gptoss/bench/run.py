@@ -17,9 +17,9 @@ def run(
     say: Callable[[str], None],
     ceiling: Ceiling | None = None,
 ) -> Report:
-    """Measures our engine, and those it is set `against`, each then in a process of its own. `say` gets the lines.
+    """Measures our model, and those it is set `against`, each then in a process of its own. `say` gets the lines.
 
-    Raises what loading a model raises; nothing is measured before the model fits (see memory.py).
+    Raises what loading a model raises. Whether it fits is for the caller to check before (plan.guard).
     """
     machine = machine_record()
     say(f"{machine['device']}, mlx {machine['mlx']}, mlx-gptoss {machine['mlx_gptoss']}: {model_label(spec)}")

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from mlx_gptoss.errors import InvalidRequestError
 from mlx_gptoss.plan.footprint import Precisions
 
-EngineName = Literal["mlx-gptoss", "mlx-lm"]
+EngineName = Literal["mlx-gptoss", "engine", "mlx-lm"]
+"""Our model alone, our model behind our engine, and mlx-lm's model."""
 Phase = Literal["prefill", "decode"]
 SHAPES = ("20b", "120b", "tiny")
 

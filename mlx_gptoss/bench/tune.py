@@ -17,11 +17,14 @@ import mlx.core as mx
 
 from mlx_gptoss.bench.measure import time_steps
 from mlx_gptoss.bench.spec import BenchSpec
-from mlx_gptoss.bench.subject import OurSubject, fill_cache, load_ours, random_ids
+from mlx_gptoss.bench.subject import OurSubject, config_of, fill_cache, load_ours, random_ids
 from mlx_gptoss.errors import GptOssError, KernelError
 from mlx_gptoss.kernels.backends import default_backend
 from mlx_gptoss.kernels.tuning import Attention, Rows, Tuning, tuning_for
 from mlx_gptoss.kernels.user_tuning import on_trial, save
+from mlx_gptoss.plan.footprint import footprint
+from mlx_gptoss.plan.guard import check_fits
+from mlx_gptoss.plan.machine import this_machine
 
 LAYERS = 8
 """Few enough for a small Mac, enough that the head does not drown them."""
@@ -68,7 +71,10 @@ def tune(seconds: float, *, say: Callable[[str], None]) -> Tuning:
     backend = default_backend()
     if backend.name == "stock":
         raise KernelError("there is nothing to tune: this machine has no GPU that MLX can use")
-    subject = load_ours(BenchSpec(random="20b", layers=LAYERS, backend=backend.name))
+    spec = BenchSpec(random="20b", layers=LAYERS, backend=backend.name)
+    config = config_of(spec)
+    check_fits(this_machine(), config, footprint(config, spec.precisions).total, LONG)
+    subject = load_ours(spec)
     family = backend.family
     say(f"tuning {family} with {LAYERS} layers of 20b, up to {seconds:.0f} s")
     best = search(

@@ -18,6 +18,11 @@ def run_here(engine: EngineName, spec: BenchSpec) -> Iterator[Measurement]:
     from mlx_gptoss.bench.measure import measure
     from mlx_gptoss.bench.subject import load_subject
 
+    if engine == "engine":
+        from mlx_gptoss.bench.through_engine import measure_engine
+
+        yield from measure_engine(spec)
+        return
     yield from measure(load_subject(engine, spec), spec)
 
 

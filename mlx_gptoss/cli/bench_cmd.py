@@ -54,6 +54,7 @@ def lengths(context: click.Context, option: click.Parameter, text: str) -> tuple
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs; the median counts.")
 @click.option("--seed", type=int, default=0)
 @click.option("--vs", "against", type=click.Choice(["mlx-lm"]), multiple=True, help="Measure it too, same weights.")
+@click.option("--engine", is_flag=True, help="Measure the model behind our engine too: what a caller gets.")
 @click.option("--plot", type=_FILE, default=None, metavar="PNG", help="Draw speed against length.")
 @click.option("--output", type=_FILE, default=None, metavar="JSON", help="Write the results to a file.")
 @click.option("--tune", is_flag=True, help="Find the kernels' best constants for this GPU and keep them.")
@@ -61,12 +62,12 @@ def lengths(context: click.Context, option: click.Parameter, text: str) -> tuple
 def bench(
     model: str | None, random: str | None, layers: int | None, precision: str, attention: str | None,
     embedding: str | None, head: str | None, backend: str, prefill: tuple[int, ...], decode: tuple[int, ...],
-    batch: tuple[int, ...], steps: int, repeats: int, seed: int, against: tuple[str, ...], plot: Path | None,
-    output: Path | None, tune: bool, tune_seconds: float,
+    batch: tuple[int, ...], steps: int, repeats: int, seed: int, against: tuple[str, ...], engine: bool,
+    plot: Path | None, output: Path | None, tune: bool, tune_seconds: float,
 ) -> None:  # fmt: skip
     """Measure prefill and decode. The machine's ceiling comes first, one JSON line last."""
     from mlx_gptoss.bench.run import run
-    from mlx_gptoss.bench.spec import BenchSpec
+    from mlx_gptoss.bench.spec import BenchSpec, EngineName
     from mlx_gptoss.plan.footprint import Precisions
 
     if tune:
@@ -94,7 +95,9 @@ def bench(
         seed=seed,
     )
     _check_memory(spec)
-    report = run(spec, against=["mlx-lm" for _ in against[:1]], say=click.echo)
+    others: list[EngineName] = ["engine"] if engine else []
+    others += ["mlx-lm"] if against else []
+    report = run(spec, against=others, say=click.echo)
     if plot is not None:
         from mlx_gptoss.bench.plot import plot as draw
 

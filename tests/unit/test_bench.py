@@ -178,6 +178,15 @@ def test_measurements_of_each_engine(engine: str, precision: str) -> None:
     assert decode.host_seconds + decode.wait_seconds == pytest.approx(decode.seconds, rel=0.1)
 
 
+def test_the_model_behind_the_engine() -> None:
+    found = list(run_here("engine", spec_with(decode=[40], steps=6)))
+    assert [(m.engine, m.phase, m.length, m.batch) for m in found] == [
+        ("engine", "prefill", 40, 1),
+        ("engine", "decode", 40, 1),
+    ]
+    assert all(m.seconds > 0 and m.bytes > 0 for m in found)
+
+
 @peer
 def test_both_engines_see_the_same_weights() -> None:
     """mlx-lm's model over our random weights gives our logits, as far as bfloat16 and its YaRN allow."""
