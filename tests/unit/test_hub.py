@@ -53,6 +53,14 @@ def test_pull_converts_and_becomes_the_default(hub: FakeHub, registry: Registry)
     assert not any("original" in path or "metal" in path for _, path, _ in hub.requests if "resolve" in path)
 
 
+def test_a_second_pull_of_one_precision_asks_nothing(hub: FakeHub, registry: Registry) -> None:
+    eight = {"attention": "q8", "head": "q8"}
+    first = pull(NAME, registry=registry, endpoint=hub.endpoint, precision=eight)
+    asked = len(hub.requests)
+    assert pull(NAME, registry=registry, endpoint=hub.endpoint, precision=eight) == first
+    assert len(hub.requests) == asked
+
+
 def test_a_second_pull_asks_nothing(hub: FakeHub, registry: Registry) -> None:
     first = pull(NAME, registry=registry, endpoint=hub.endpoint)
     hub.requests.clear()

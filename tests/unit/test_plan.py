@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_gptoss.cli.plan_cmd import plan as plan_command
+from mlx_gptoss.cli.pull_cmd import pull as pull_command
 from mlx_gptoss.convert import PRESETS
-from mlx_gptoss.errors import InsufficientMemoryError, InvalidRequestError
+from mlx_gptoss.errors import DownloadError, InsufficientMemoryError, InvalidRequestError
+from mlx_gptoss.hub import RemoteFile, RemoteModel
 from mlx_gptoss.plan.chips import CHIPS, GIB, default_working_set, find_chip
 from mlx_gptoss.plan.costs import APPLE, CostModel, decode_seconds, launches, prefill_tokens_per_second
 from mlx_gptoss.plan.footprint import Precisions, footprint, kv_bytes, released_config, token_bytes
@@ -235,6 +237,23 @@ def test_downloads_are_refused_before_the_first_byte() -> None:
     with pytest.raises(InsufficientMemoryError, match="someone/else"):
         check_download(server, "someone/else", 60_000_000_000)
     check_download(server, "someone/else", 6_000_000_000)
+
+
+def test_pull_refuses_before_the_download_unless_forced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    remote = RemoteModel(MODELS["20b"], "0" * 40, (RemoteFile("model.safetensors", 13_800_000_000),))
+
+    def download(*_: object, **__: object) -> Path:
+        raise DownloadError("the download began")
+
+    monkeypatch.setenv("MLX_GPTOSS_HOME", str(tmp_path))
+    monkeypatch.setattr("mlx_gptoss.hub.look_up", lambda *_, **__: remote)
+    monkeypatch.setattr("mlx_gptoss.hub.check_disk", lambda *_: None)
+    monkeypatch.setattr("mlx_gptoss.hub.download", download)
+    monkeypatch.setattr("mlx_gptoss.cli.pull_cmd.this_machine", lambda: Machine("test", 16 * GIB, int(12.8e9), None))
+    refused = CliRunner().invoke(pull_command, ["20b"])
+    assert isinstance(refused.exception, InsufficientMemoryError)
+    for arguments in (["20b", "--force"], ["20b", "--for", "16gb"]):
+        assert isinstance(CliRunner().invoke(pull_command, arguments).exception, DownloadError)
 
 
 def test_the_table_is_80_columns_wide() -> None:
