@@ -247,7 +247,14 @@ def pull(
             progress(PullProgress("convert", completed, total))
 
     try:
-        convert_source(staging, target, progress=converting, precision=precision, revision=model.commit)
+        convert_source(
+            staging,
+            target,
+            progress=converting,
+            precision=precision,
+            revision=model.commit,
+            overwrite=(target / "manifest.json").is_file(),
+        )
     except OSError as error:
         raise GptOssError("the conversion failed", got=str(error), where=str(target)) from error
     if not keep_download:

@@ -27,12 +27,14 @@ def convert_source(
     progress: Progress | None = None,
     precision: dict[str, str] | None = None,
     revision: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Convert a checkpoint into a model folder with the ordinary converter. `progress` gets bytes done, in all."""
+    """Convert a checkpoint into a model folder with the ordinary converter. `progress` gets bytes done, in all.
+    `overwrite` replaces another model in `target`."""
     from mlx_gptoss.convert import convert
 
     options: dict[str, Any] = dict(precision or {})
-    convert(source, target, progress=progress, revision=revision, **options)
+    convert(source, target, progress=progress, revision=revision, overwrite=overwrite, **options)
     return target
 
 

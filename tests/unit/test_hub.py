@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gptoss.errors import ConfigError, DownloadError, GptOssError, InsufficientDiskError
+from mlx_gptoss.folder import read_manifest
 from mlx_gptoss.hub import PullProgress, RemoteModel, look_up, pull
 from mlx_gptoss.registry import Registry
 from tests.tiny import tiny_config, write_hf_checkpoint
@@ -59,6 +60,12 @@ def test_a_second_pull_of_one_precision_asks_nothing(hub: FakeHub, registry: Reg
     asked = len(hub.requests)
     assert pull(NAME, registry=registry, endpoint=hub.endpoint, precision=eight) == first
     assert len(hub.requests) == asked
+
+
+def test_a_pull_of_another_precision_replaces_the_folder(hub: FakeHub, registry: Registry) -> None:
+    first = pull(NAME, registry=registry, endpoint=hub.endpoint)
+    assert pull(NAME, registry=registry, endpoint=hub.endpoint, precision={"head": "q8"}) == first
+    assert read_manifest(first).format_of("head").format == "q8"
 
 
 def test_a_second_pull_asks_nothing(hub: FakeHub, registry: Registry) -> None:
