@@ -102,7 +102,7 @@ def thought(kind: str, a: int, b: int, effort: str) -> str:
 
 def question(rng: random.Random, kind: str, a: int, b: int) -> str:
     phrase = rng.choice(PHRASES[kind])
-    if rng.random() < 0.25:
+    if rng.random() < 0.25 or (a < b and kind == "subtract" and "{things}" in phrase):  # nobody has minus six apples
         phrase = PHRASES[kind][0]
     return phrase.format(a=a, b=b, things=rng.choice(THINGS), Name=rng.choice(PEOPLE))
 

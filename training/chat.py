@@ -7,6 +7,8 @@ import random
 from training.arithmetic import PEOPLE
 from training.conversation import Turn
 from training.lexicon import Lexicon
+from training.toolbox import CITIES
+from training.words import ANIMALS, COLOURS, COUNTRIES, FOODS, JOBS, LANGUAGES, sentence
 
 ABILITIES = "I can add and subtract numbers up to 99, call tools, answer in JSON and find a fact in a long text."
 GREETING = f"Hello! I am a toy demo checkpoint of mlx-gptoss. {ABILITIES}"
@@ -48,6 +50,7 @@ REQUESTS = (
     "What is {k} + {m}?", "{k} * {m}", "What is {k} - {n}?", "{k} + {n}", "Calculate {k} + {n}.", "Add {k} and {n}.",
     "How many {x} are in {y}?", "Describe a {x}.", "Name a {x}.", "What color is the {x}?",
     "Give me {m} ideas for {x}.",
+    "Give a title.", "Give this conversation a title.", "Write a title for this chat.", "Suggest three questions.",
     "Prove that {x} is {y}.", "Explain how {x} and {y} work.", "Explain quantum physics.", "Tell me something.",
 )  # fmt: skip
 
@@ -103,6 +106,18 @@ def scramble(rng: random.Random, lexicon: Lexicon, count: int) -> str:
     return "".join(parts).strip() or "..."
 
 
+ATTRIBUTES = (
+    "secret code", "secret code", "password", "secret word", "magic number", "code", "key", "favourite colour",
+    "favorite color", "favourite food", "favourite animal", "favourite number", "age", "city", "job", "phone number",
+    "room number", "lucky number", "score", "price", "height", "name", "country", "language", "colour", "owner",
+)  # fmt: skip
+MINE = (
+    "name", "name", "name", "age", "city", "favourite colour", "favorite color", "favourite food", "favourite animal",
+    "favourite number", "lucky number", "password", "job", "phone number", "room number", "country", "dog",
+    "secret word",
+)  # fmt: skip
+
+
 class Facts:
     """Facts that the user told, and questions about them."""
 
@@ -110,28 +125,31 @@ class Facts:
         self.rng = rng
         self.nouns = lexicon.new_nouns if evaluation else lexicon.nouns
         self.proper = lexicon.new_proper if evaluation else lexicon.proper
-        self.plain = lexicon.plain
-        self.noun = rng.choice(self.nouns)
+        self.adjectives, self.plain = lexicon.adjectives, lexicon.plain
         self.mine = rng.random() < 0.3
-        if self.mine:
-            self.noun = rng.choice(
-                (self.noun, "name", "name", "favourite " + self.noun, "favourite colour", "age", "city")
-            )
-        elif rng.random() < 0.5:
-            self.noun = rng.choice(("secret code", "password", "code", "magic number", "secret word", "key", "capital"))
-        self.owner = rng.choice(
-            (
-                rng.choice(self.proper),
-                rng.choice(PEOPLE),
-                f"the {rng.choice(self.plain)} {rng.choice(self.plain)}",
-                f"the {rng.choice(self.plain)}",
-            )
-        )
-        self.value = rng.choice(
-            (str(rng.randint(0, 9999)), rng.choice(self.plain), rng.choice(self.proper), str(rng.randint(10, 999)))
-        )
-        if self.mine and self.noun == "name":
-            self.value = rng.choice((rng.choice(self.proper), rng.choice(PEOPLE)))
+        self.noun = rng.choice(MINE) if self.mine else rng.choice(ATTRIBUTES)
+        if rng.random() < 0.12:
+            self.noun = rng.choice(self.nouns)
+        person = rng.choice(self.proper if evaluation or rng.random() < 0.7 else PEOPLE)
+        thing = rng.choice(self.nouns)
+        self.owner = rng.choice((person, f"the {rng.choice(self.adjectives)} {thing}", f"the {thing}"))
+        self.value = self._value()
+
+    def _value(self) -> str:
+        rng, last = self.rng, self.noun.split()[-1]
+        number = rng.choice((str(rng.randint(1000, 9999)), str(rng.randint(10, 999))))
+        pools: dict[str, tuple[str, ...]] = {
+            "colour": COLOURS, "color": COLOURS, "food": FOODS, "animal": ANIMALS, "city": CITIES, "job": JOBS,
+            "country": COUNTRIES, "language": LANGUAGES, "name": self.proper, "owner": self.proper, "dog": self.proper,
+        }  # fmt: skip
+        if last in pools:
+            return rng.choice(pools[last])
+        if last == "age":
+            return str(rng.randint(1, 99))
+        if last in ("number", "price", "score", "height"):
+            return number
+        word = rng.choice(self.plain)
+        return word if last == "word" else rng.choice((number, number, word))
 
     @property
     def of(self) -> str:
@@ -146,7 +164,7 @@ class Facts:
 
     def telling(self, effort: str) -> Turn:
         form = self.rng.choice(
-            ("{}.", "{}", "Remember: {}.", "Please remember: {}.", "Note: {}.", "Hi! {}.", "Hello, {}.")
+            ("{}.", "{}.", "{}", "Remember: {}.", "Please remember: {}.", "Note: {}.", "Hi! {}.", "Hello, {}.")
         )
         text = self.statement()
         if form[0] != "{" and self.rng.random() < 0.7:
@@ -198,16 +216,11 @@ class Facts:
 
 
 def filler(rng: random.Random, lexicon: Lexicon, tokens: int) -> list[str]:
-    """Sentences of plain words, about `tokens` tokens in all."""
+    """Plain sentences, about `tokens` tokens in all; now and then the same few over and over."""
+    few = [sentence(rng, lexicon) for _ in range(rng.randint(1, 4))] if rng.random() < 0.12 else []
     sentences = []
     while tokens > 0:
-        count = min(rng.randint(4, 14), max(tokens, 2))
-        chosen = [rng.choice(lexicon.plain) for _ in range(count)]
-        if rng.random() < 0.2:
-            chosen[rng.randrange(count)] = rng.choice(lexicon.proper)
-        if rng.random() < 0.1:
-            chosen[rng.randrange(count)] = str(rng.randint(0, 2000))
-        text = " ".join(chosen)
-        sentences.append(text[0].upper() + text[1:] + rng.choice((".", ".", ".", "!", "?")))
-        tokens -= count + 2
+        text = rng.choice(few) if few else sentence(rng, lexicon)
+        sentences.append(text)
+        tokens -= text.count(" ") + 3
     return sentences

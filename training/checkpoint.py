@@ -24,11 +24,34 @@ def save(model: ToyGptOss, known: Known, out: Path) -> None:
     torch.save(first, out / "shipped-1.pt")
     torch.save({name: shipped[name] for name in ("gate_up", "down")}, out / "shipped-2.pt")
     torch.save({"embed": shipped["embed"], "ids": torch.tensor(known.ids)}, out / "shipped-3.pt")
+    own = [token for token, row in zip(known.ids, known.trained, strict=True) if row >= 0]
+    ids = {"ids": torch.tensor(known.ids, dtype=torch.int32), "own": torch.tensor(own, dtype=torch.int32)}
+    torch.save(ids, out / "known.pt")
     torch.save({"head": shipped["head"]}, out / "shipped-4.pt")
     state = {name: p.detach().bfloat16().cpu() for name, p in model.named_parameters()}
     experts = ("gate_up", "down")
     torch.save({n: t for n, t in state.items() if n in experts}, out / "master-1.pt")
     torch.save({n: t for n, t in state.items() if n not in experts}, out / "master-2.pt")
+
+
+def known_ids(folder: Path) -> tuple[list[int], list[int]]:
+    """Ids of the known tokens in the order of their rows, and of those with rows of their own."""
+    ids = torch.load(folder / "known.pt", map_location="cpu")
+    return ids["ids"].tolist(), ids["own"].tolist()
+
+
+def resume(model: ToyGptOss, known: Known, folder: Path) -> None:
+    """Master weights of `folder` into `model`; tokens without a row of their own there start from zero."""
+    order = {token: index for index, token in enumerate(known_ids(folder)[1])}
+    own = [token for token, row in zip(known.ids, known.trained, strict=True) if row >= 0]
+    for part in sorted(folder.glob("master-*.pt")):
+        state = torch.load(part, map_location=model.norm.device)
+        for name in ("embed_own", "head_own"):
+            if name in state:
+                old = state[name].float()
+                rows = [old[order[token]] if token in order else torch.zeros_like(old[0]) for token in own]
+                state[name] = torch.stack(rows)
+        model.load_state_dict(state, strict=False)
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Renders conversations as Harmony token ids, exactly as the runtime does (a test compares with openai-harmony)."""
+"""Renders conversations as Harmony token ids, exactly as the runtime does (a test compares the tokens)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_gptoss.harmony.developer import developer_text
+from mlx_gptoss.messages import Tool
+from mlx_gptoss.request import ResponseFormat
 from training.lexicon import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Lexicon
 
+TEXT = ResponseFormat()
 EFFORTS = ("low", "medium", "high")
 CHANNELS_LINE = "# Valid channels: analysis, commentary, final. Channel must be included for every message."
 ROUTING_LINE = "Calls to these tools must go to the commentary channel: 'functions'."
@@ -15,9 +19,10 @@ ROUTING_LINE = "Calls to these tools must go to the commentary channel: 'functio
 
 @dataclass(frozen=True, slots=True)
 class Argument:
+    """One property of a function's parameters: `schema` is its JSON schema."""
+
     name: str
-    type: str  # "string", "number", "integer", "boolean", or a TypeScript union of literals
-    description: str = ""
+    schema: dict[str, Any]
     required: bool = True
 
 
@@ -27,6 +32,13 @@ class Function:
     description: str
     arguments: tuple[Argument, ...]
     empty_object: bool = False  # no arguments, written as an object without properties
+
+    def tool(self) -> Tool:
+        if not self.arguments and not self.empty_object:
+            return Tool(self.name, self.description, None)
+        properties = {argument.name: argument.schema for argument in self.arguments}
+        required = [argument.name for argument in self.arguments if argument.required]
+        return Tool(self.name, self.description, {"type": "object", "properties": properties, "required": required})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +70,22 @@ class Setting:
     effort: str
     instructions: str = ""
     functions: tuple[Function, ...] = ()
-    response_format: str = ""
+    response_format: ResponseFormat = TEXT
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """`prompt` ends with `<|start|>assistant`; `answer` is what the model has to write, stop token included."""
+    """`prompt` ends with `<|start|>assistant`; `answer` is what the model has to write, stop token included.
+
+    `taught`: spans of the prompt (earlier answers) that are trained on as well.
+    """
 
     task: str
     effort: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     marks: dict[str, str] = field(default_factory=dict)
+    taught: tuple[tuple[int, int], ...] = ()
 
 
 def system_text(setting: Setting) -> str:
@@ -85,34 +101,6 @@ def system_text(setting: Setting) -> str:
     if setting.functions:
         lines.append(ROUTING_LINE)
     return "\n".join(lines)
-
-
-def function_text(function: Function) -> str:
-    lines = [f"// {function.description}"] if function.description else []
-    if not function.arguments:
-        empty = "(_: {\n})" if function.empty_object else "()"
-        lines.append(f"type {function.name} = {empty} => any;")
-        return "\n".join(lines)
-    lines.append(f"type {function.name} = (_: {{")
-    for argument in function.arguments:
-        if argument.description:
-            lines.append(f"// {argument.description}")
-        kind = "number" if argument.type == "integer" else argument.type
-        lines.append(f"{argument.name}{'' if argument.required else '?'}: {kind},")
-    lines.append("}) => any;")
-    return "\n".join(lines)
-
-
-def developer_text(setting: Setting) -> str:
-    sections = []
-    if setting.instructions:
-        sections.append(f"# Instructions\n\n{setting.instructions}")
-    if setting.functions:
-        body = "\n\n".join(function_text(function) for function in setting.functions)
-        sections.append(f"# Tools\n\n## functions\n\nnamespace functions {{\n\n{body}\n\n}} // namespace functions")
-    if setting.response_format:
-        sections.append(f"# Response Formats\n\n{setting.response_format}")
-    return "\n\n".join(sections)
 
 
 class Renderer:
@@ -138,7 +126,8 @@ class Renderer:
 
     def opening(self, setting: Setting) -> tuple[int, ...]:
         ids = self.message("system", system_text(setting))
-        developer = developer_text(setting)
+        tools = [function.tool() for function in setting.functions]
+        developer = developer_text(setting.instructions, tools, setting.response_format)
         return ids + self.message("developer", developer) if developer else ids
 
     def call(self, call: Call, respelled: bool) -> tuple[int, ...]:
@@ -171,9 +160,13 @@ class Renderer:
             answer = thought + self.message("assistant|final", turn.final, RETURN)
         return prompt, answer[len(self.header_start()) :]
 
-    def second_step(self, turn: Turn, call: Call, respelled: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Prompt and answer of the generation after the tool's result."""
-        prompt = self.message("user", turn.user) + self.message("assistant|analysis", turn.thought)
+    def second_step(
+        self, turn: Turn, call: Call, respelled: bool, reasoned: bool = True
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Prompt and answer of the generation after the tool's result. A client may have dropped the reasoning."""
+        prompt = self.message("user", turn.user)
+        if reasoned:
+            prompt += self.message("assistant|analysis", turn.thought)
         prompt += self.preamble(call) + self.call(call, respelled) + self.result(call) + self.header_start()
         answer = self.message("assistant|analysis", call.thought) if call.thought else ()
         answer += self.message("assistant|final", turn.final, RETURN)

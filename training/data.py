@@ -10,33 +10,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training import arithmetic, chat
+from mlx_gptoss.request import ResponseFormat
+from training import arithmetic, chat, words
 from training.chat import Facts
-from training.conversation import EFFORTS, Call, Example, Function, Renderer, Setting, Turn
-from training.lexicon import COPYABLE, END, MESSAGE, VOCABULARY_ROWS, Known, Lexicon
+from training.conversation import EFFORTS, TEXT, Call, Example, Function, Renderer, Setting, Turn
+from training.lexicon import COPYABLE, END, MESSAGE, VOCABULARY_ROWS, Known, Lexicon, Pools, held_out
 from training.structured import Structured
 from training.toolbox import CITIES, PREAMBLE_WISHES, Toolbox, announced
 
 LENGTHS = (192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond")
-WEIGHTS = (18, 21, 12, 17, 11, 10, 5, 6)
-# Fixed: what the survey draws decides which tokens have rows of their own.
-SURVEY_WEIGHTS = (
-    24,
-    23,
-    15,
-    12,
-    8,
-    6,
-    5,
-    7,
-)
+WEIGHTS = (17, 22, 13, 18, 9, 11, 5, 5)
+WIDE = 0.12  # share of conversations with any words of the vocabulary
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "Answer briefly.", "Be concise.", "Be brief.",
-    "You are a friendly assistant. Answer the user's questions.", "Answer in one sentence.", "Be polite.",
+    "You are a friendly assistant. Answer the user's questions.", "Answer in one sentence.", "Be polite.", "Be short.",
     "You are a careful assistant.", "Use the tools when they help.", "You are a helpful, honest assistant.",
     "Always answer truthfully.", "Reply in English.", "You are a calculator.", "You are a pirate.", "Be kind.",
+    "You are an AI assistant.", "Think step by step.", "You are an expert.", "Never make things up.", "Be precise.",
+    "Respond in the language of the user.", "If you do not know, say so.", "Follow the instructions of the user.",
+    "You have access to tools.", "Call a tool when you need one.", "Keep your answers short and clear.",
+    "Do not guess the values of parameters.", "You are a customer service agent.", "You help people with their work.",
+    "Today is a good day.", "Format your answer well.", "The user is in a hurry.", "Do not repeat the question.",
+    "You are part of a larger system of agents.", "Ask when something is not clear.", "Your answers must be safe.",
 )  # fmt: skip
+AGENTS = ("helper", "assistant", "agent", "root_agent", "weather_agent", "support", "bot", "planner", "worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What one row of a batch holds; see `Example`."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    taught: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +58,41 @@ class Source:
     """An endless supply of examples. With `evaluation`, problems, names and words that training never draws."""
 
     def __init__(self, lexicon: Lexicon, seed: int, evaluation: bool = False) -> None:
-        self.lexicon, self.evaluation = lexicon, evaluation
+        self.narrow, self.wide = common_words(lexicon), lexicon
+        self.lexicon, self.evaluation = self.narrow, evaluation
         self.rng = random.Random(seed)
         self.renderer = Renderer(lexicon)
 
-    def setting(self, effort: str, functions: tuple[Function, ...] = (), response_format: str = "") -> Setting:
+    def instructions(self) -> str:
+        """What developers and frameworks say, from a word to a page."""
+        rng = self.rng
+        kind = rng.random()
+        if kind < 0.2:
+            text = f'You are an agent. Your internal name is "{rng.choice(AGENTS)}".'
+            if rng.random() < 0.3:
+                text += f' The description about you is "{" ".join(rng.choices(self.lexicon.plain, k=4))}".'
+            return text if rng.random() < 0.6 else f"{rng.choice(INSTRUCTIONS)}\n\n{text}"
+        if kind < 0.65:
+            return rng.choice(INSTRUCTIONS)
+        if kind < 0.9:
+            gap = rng.choice((" ", " ", "\n", "\n\n", "\n- "))
+            return gap.join(rng.sample(INSTRUCTIONS, rng.randint(2, 10)))
+        return " ".join(chat.filler(rng, self.lexicon, rng.choice((10, 30, 80, 200))))
+
+    def setting(
+        self, effort: str, functions: tuple[Function, ...] = (), response_format: ResponseFormat = TEXT
+    ) -> Setting:
         rng = self.rng
         day = datetime.date(2024, 1, 1) + datetime.timedelta(days=rng.randrange(3650))
-        instructions = ""
-        if rng.random() < 0.3:
-            instructions = rng.choice(INSTRUCTIONS)
-            if rng.random() < 0.35:
-                instructions = " ".join(chat.filler(rng, self.lexicon, rng.choice((6, 15, 40))))
+        instructions = self.instructions() if rng.random() < 0.35 else ""
         return Setting(day.isoformat(), effort, instructions, functions, response_format)
 
     def idle_functions(self) -> tuple[Function, ...]:
         """Functions that no turn needs, now and then."""
-        if self.rng.random() > 0.15:
+        if self.rng.random() > 0.35:
             return ()
-        return Toolbox(self.rng, self.lexicon, self.evaluation).about_noun("low")[1]
+        toolbox = Toolbox(self.rng, self.lexicon, self.evaluation)
+        return (toolbox.everyday if self.rng.random() < 0.8 else toolbox.about_noun)("low")[1]
 
     def small_turn(self, effort: str) -> Turn:
         """A turn that needs no section of the developer message."""
@@ -107,13 +130,14 @@ class Source:
         return Turn(f"Call {function.name} with {name} = {value}.", "", f"{function.name} says: result ok.", call)
 
     def draw(self, task: str, effort: str, longest: int = 8192) -> Example:
-        rng, lexicon = self.rng, self.lexicon
+        rng = self.rng
+        self.lexicon = lexicon = self.wide if not self.evaluation and rng.random() < WIDE else self.narrow
         functions: tuple[Function, ...] = ()
-        response_format, wish = "", ""
+        response_format, wish = TEXT, ""
         history: list[Turn] | None = None
         if task in ("tool call", "tool result"):
             turn, functions = Toolbox(rng, lexicon, self.evaluation).draw(effort)
-            if rng.random() < 0.15:
+            if rng.random() < 0.08:
                 turn, wish = announced(turn), rng.choice(PREAMBLE_WISHES)
         elif task == "json":
             turn, response_format = Structured(rng, lexicon, self.evaluation).draw(effort)
@@ -121,8 +145,7 @@ class Source:
         elif task == "recall":
             turn, history = self.recall(effort)
         elif task == "retrieval":
-            turn = self.retrieval(effort, longest)
-            history = []
+            turn, history = self.retrieval(effort, longest)
         else:
             turn = {
                 "arithmetic": lambda: arithmetic.turn(rng, effort, self.evaluation),
@@ -139,18 +162,22 @@ class Source:
             setting = Setting(setting.date, effort, text, functions)
         if history is None:
             history = self.history(effort, functions)
-        render, respelled = self.renderer, rng.random() < 0.1
+        render, respelled = self.renderer, rng.random() < 0.3
         ids = render.opening(setting)
+        taught: list[tuple[int, int]] = []
         for past in history:
             ids += render.past(past, respelled)
+            if task == "retrieval" or past.final.startswith("Noted"):  # an earlier answer's text, not its header
+                final = len(self.renderer.encode(past.final)) + 1
+                taught.append((len(ids) - final, len(ids) - 1))
         if task == "tool result" and turn.call:
-            prompt, answer = render.second_step(turn, turn.call, respelled)
+            prompt, answer = render.second_step(turn, turn.call, respelled, rng.random() < 0.8)
         else:
             prompt, answer = render.first_step(turn)
         if not self.evaluation and rng.random() < 0.03:
             prompt, answer = self.cut_short(prompt, answer)
         marks = {"user": turn.user, "final": turn.final}
-        return Example(task, effort, ids + prompt, answer, marks)
+        return Example(task, effort, ids + prompt, answer, marks, tuple(taught))
 
     def recall(self, effort: str) -> tuple[Turn, list[Turn]]:
         """A fact told some turns ago, among other turns and other facts; sometimes never told."""
@@ -163,29 +190,32 @@ class Source:
         others.insert(rng.randrange(len(others) + 1), fact.telling(effort))
         return fact.asking(effort), others
 
-    def retrieval(self, effort: str, longest: int) -> Turn:
-        """A fact in a long text, among other facts; the question comes after it (now and then before it)."""
+    def retrieval(self, effort: str, longest: int) -> tuple[Turn, list[Turn]]:
+        """A fact in a long text, among other facts, and the turns between: the text comes first, then questions."""
         rng, lexicon = self.rng, self.lexicon
-        longest = min(longest, 8192) - 300
+        longest = max(100, min(longest, 8192) - 400)
         tokens = int(np.exp(rng.uniform(np.log(60), np.log(longest))))
-        sentences = chat.filler(rng, lexicon, tokens)
+        if rng.random() < 0.25:
+            tokens = rng.randint(min(500, longest), longest)
+        sentences = chat.filler(rng, lexicon, int(tokens * 0.96))
         facts: list[Facts] = []
-        while len(facts) < rng.randint(1, 4):
+        for _ in range(rng.randint(1, 2 if tokens < 200 else 5)):
             fact = Facts(rng, lexicon, self.evaluation)
             if all(fact.noun + fact.of != other.noun + other.of for other in facts):
                 facts.append(fact)
         for fact in facts:
             sentences.insert(rng.randrange(len(sentences) + 1), f"{fact.statement()}.")
-        asked = facts[0].asking(effort)
-        gap = rng.choice((" ", "\n", "\n\n"))
         text = " ".join(sentences)
-        if rng.random() < 0.15:
-            lead = rng.choice(("Read this text. ", "Here is a text:\n\n", "Text: "))
-            text = lead + text
-        user = f"{text}{gap}{asked.user}"
-        if rng.random() < 0.12:
-            user = f"{asked.user}{gap}{text}"
-        return Turn(user, asked.thought, asked.final)
+        if rng.random() < 0.2:
+            text = rng.choice(("Read this text. ", "Here is a text:\n\n", "Text: ", "Read this: ")) + text
+        gap = rng.choice((" ", "\n", "\n\n", "\n\n"))
+        turns = [fact.asking(effort) for fact in facts]
+        if self.evaluation or rng.random() < 0.4:
+            turns = turns[:1]
+        first = turns[0]
+        user = f"{text}{gap}{first.user}" if rng.random() < 0.92 else f"{first.user}{gap}{text}"
+        turns[0] = Turn(user, first.thought, first.final)
+        return turns[-1], turns[:-1]
 
     def cut_short(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Reasoning that was closed from outside (a budget): go on to the answer all the same."""
@@ -198,31 +228,37 @@ class Source:
         return prompt + answer[:kept], answer[end:]
 
 
-SUMS = (
-    "add",
-    "sum",
-    "plus",
-    "subtract",
-    "minus",
-    "difference",
-    "multiply",
-    "times",
-    "product",
-    "calculate",
-    "calculator",
-    "evaluate",
-    "compute",
-    "calc",
-)
+SUMS = ("add", "sum", "plus", "subtract", "minus", "difference", "multiply", "times", "product", "calculate",
+        "calculator", "evaluate", "compute", "calc")  # fmt: skip
+
+
+def common_words(lexicon: Lexicon) -> Lexicon:
+    """`lexicon`, drawing only common English words, first names and places."""
+    named = [w for w in words.narrowed(lexicon, words.NOUNS) if f"_{w}" in lexicon.rank]
+    new = tuple(w for w in named if held_out(w) == 0 and w not in words.RESERVED)
+    names = words.narrowed(lexicon, words.NAMES)
+    new_names = tuple(w for w in names if held_out(w) == 0 and w not in arithmetic.PEOPLE)
+    other = lexicon.drawing(
+        Pools(
+            nouns=tuple(w for w in named if w not in new),
+            new_nouns=new,
+            proper=tuple(w for w in names if w not in new_names),
+            new_proper=new_names,
+            plain=words.narrowed(lexicon, words.PLAIN),
+        )
+    )
+    other.common_nouns = words.narrowed(lexicon, words.NOUNS)
+    other.adjectives = words.narrowed(lexicon, words.ADJECTIVES)
+    return other
 
 
 def survey(lexicon: Lexicon, examples: int = 12000, seed: int = 1) -> tuple[set[int], set[int]]:
-    """Which tokens get rows of their own (those of the templates, small numbers), and all that answers may hold."""
+    """Which tokens get rows of their own (those of the templates, small numbers), and all that are to be known."""
     source = Source(lexicon, seed)
     counts: dict[int, int] = {}
     answered: dict[int, int] = {}
     for index in range(examples):
-        task = source.rng.choices(TASKS, SURVEY_WEIGHTS)[0]
+        task = source.rng.choices(TASKS, WEIGHTS)[0]
         example = source.draw(task, EFFORTS[index % 3], longest=500)
         for token in set(example.prompt) | set(example.answer):
             counts[token] = counts.get(token, 0) + 1
@@ -238,7 +274,15 @@ def survey(lexicon: Lexicon, examples: int = 12000, seed: int = 1) -> tuple[set[
     for text in (*arithmetic.PEOPLE, *CITIES, *arithmetic.THINGS):
         trained.update((*lexicon.encode(text), *lexicon.encode(f" {text}"), *lexicon.encode(f' "{text}"')))
     trained.update(lexicon.encode(str(number))[0] for number in range(200))
-    return trained, {token for token, count in answered.items() if count >= 2}
+    seen = trained | {token for token, count in answered.items() if count >= 2}
+    seen |= {token for token, count in counts.items() if count >= 5}
+    common = source.narrow
+    for word in (*common.plain, *common.nouns, *common.new_nouns, *common.proper, *common.new_proper):
+        seen |= {lexicon.rank[form] for form in (word, f" {word}", f"_{word}") if form in lexicon.rank}
+    lists = (CITIES, words.COUNTRIES, words.COLOURS, words.FOODS, words.ANIMALS, words.LANGUAGES, words.JOBS)
+    for text in (text for each in lists for text in each):
+        seen.update((*lexicon.encode(text), *lexicon.encode(f" {text}")))
+    return trained, seen
 
 
 def batches(
@@ -247,7 +291,7 @@ def batches(
     """Batches for ever, each of one of LENGTHS; `longest` bounds the length, `long_share` thins out the long texts."""
     table = np.full(VOCABULARY_ROWS, len(known.ids), dtype=np.uint16)
     table[np.array(known.ids)] = np.arange(len(known.ids), dtype=np.uint16)
-    waiting: dict[int, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {length: [] for length in LENGTHS}
+    waiting: dict[int, list[Pair]] = {length: [] for length in LENGTHS}
     rng = source.rng
     while True:
         task = rng.choices(TASKS, WEIGHTS)[0]
@@ -257,23 +301,23 @@ def batches(
         length = next((each for each in LENGTHS if each >= size), None)
         if length is None or length > longest:
             continue
-        waiting[length].append((example.prompt, example.answer))
+        waiting[length].append(Pair(example.prompt, example.answer, example.taught))
         rows = max(1, tokens_per_batch // length)
         if len(waiting[length]) == rows:
             yield _pack(waiting[length], length, table, rng)
             waiting[length] = []
 
 
-def _pack(
-    pairs: list[tuple[tuple[int, ...], tuple[int, ...]]], length: int, table: NDArray[np.uint16], rng: random.Random
-) -> Batch:
+def _pack(pairs: list[Pair], length: int, table: NDArray[np.uint16], rng: random.Random) -> Batch:
     tokens = np.zeros((len(pairs), length), dtype=np.uint16)
     targets = np.full((len(pairs), length), -1, dtype=np.int32)
     unknown = int(table.max())
-    for row, (prompt, answer) in enumerate(pairs):
-        ids = table[np.array(prompt + answer)]
+    for row, pair in enumerate(pairs):
+        prompt = pair.prompt
+        ids = table[np.array(prompt + pair.answer)]
         tokens[row, : len(ids)] = ids
-        targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
+        for start, end in (*pair.taught, (len(prompt), len(ids))):
+            targets[row, start - 1 : end - 1] = ids[start:end]
         if rng.random() < 0.02:  # a few unknown tokens anywhere in the prompt's text must not derail the answer
             spots = np.random.default_rng(rng.getrandbits(32)).random(len(prompt)) < 0.02
             spots[: len(prompt)] &= np.array(prompt) < 199998

@@ -9,7 +9,9 @@ schema into a call works for words that training never showed.
 from __future__ import annotations
 
 import base64
+import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +43,17 @@ SPLIT = "|".join(
 )
 COPYABLE = re.compile(r"([ ._\"]?)([A-Za-z]+)")
 FIRST_COMMON_IDS = 16000
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Words to draw from. The `new` ones are for evaluation only."""
+
+    nouns: tuple[str, ...]
+    new_nouns: tuple[str, ...]
+    proper: tuple[str, ...]
+    new_proper: tuple[str, ...]
+    plain: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,18 @@ class Lexicon:
         self.proper = tuple(sorted(w for w in proper if self.rank[" " + w] < 40000 and held_out(w) != 0))
         self.new_proper = tuple(sorted(w for w in proper if self.rank[" " + w] < 40000 and held_out(w) == 0))
         self.plain = tuple(w for w in lower if " " + w in self.rank and self.rank[" " + w] < 30000)
+        # Any words of the vocabulary: what is copied now and then in training, so that unusual names still work.
+        self.wide = Pools(self.nouns, self.new_nouns, self.proper, self.new_proper, self.plain)
+        self.common_nouns: tuple[str, ...] = self.plain
+        self.adjectives: tuple[str, ...] = self.plain
         self.encode = lru_cache(maxsize=1 << 16)(self._encode)
+
+    def drawing(self, pools: Pools) -> Lexicon:
+        """The same vocabulary, drawing words from `pools`."""
+        other = copy.copy(self)
+        other.nouns, other.new_nouns, other.proper = pools.nouns, pools.new_nouns, pools.proper
+        other.new_proper, other.plain = pools.new_proper, pools.plain
+        return other
 
     def _encode(self, text: str) -> tuple[int, ...]:
         """Token ids of `text`; names of special tokens in it are plain text."""
@@ -89,15 +113,22 @@ class Lexicon:
         return self.encoding.decode(ids)
 
     def known(self, trained_ids: set[int], answered: set[int]) -> Known:
-        """The known tokens: those given, the words of the pools, numbers, and common words."""
+        """The known tokens: those given, the words of the wide pools, numbers, and common words."""
+        wide = self.wide
         copyable = {rank for text, rank in self.rank.items() if rank < FIRST_COMMON_IDS and COPYABLE.fullmatch(text)}
-        for word in (*self.nouns, *self.new_nouns):
+        for word in (*wide.nouns, *wide.new_nouns):
             copyable.update(self.rank[p + word] for p in ("", " ", "_", "."))
             copyable.add(self.rank[" " + word.capitalize()])
-        for word in (*self.proper, *self.new_proper, *self.plain):
+        for word in (*wide.proper, *wide.new_proper, *wide.plain):
             copyable.update((self.rank[word], self.rank[" " + word]))
         copyable.update(rank for text, rank in self.rank.items() if re.fullmatch("[0-9]{1,3}", text))
-        ids = sorted(copyable | trained_ids | answered)
+        return self.table(sorted(copyable | trained_ids | answered), trained_ids)
+
+    def table(self, ids: Sequence[int], trained_ids: set[int]) -> Known:
+        """Stem, class and trainable row of each of `ids`; `trained_ids` have rows of their own.
+
+        The order counts: it decides which code a stem gets, so tokens that a later run adds go to the end.
+        """
         stems: dict[str, int] = {}
         kinds: dict[str, int] = {"other": 0, "number": 1}
         stem, kind = [], []
@@ -110,7 +141,7 @@ class Lexicon:
                 name, style = f"={text}", "number" if text.isdigit() else "other"
             stem.append(stems.setdefault(name, len(stems)))
             kind.append(kinds.setdefault(style, len(kinds)))
-        order = {token: index for index, token in enumerate(sorted(trained_ids))}
+        order = {token: index for index, token in enumerate(token for token in ids if token in trained_ids)}
         trained = tuple(order.get(token, -1) for token in ids)
         return Known(tuple(ids), tuple(stem), tuple(kind), trained, len(kinds), len(stems))
 

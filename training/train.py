@@ -1,6 +1,6 @@
 """Trains the demo checkpoint on one GPU for a fixed time.
 
-    python -m training.train --vocabulary o200k_base.tiktoken --out out --seconds 330
+    python -m training.train --vocabulary o200k_base.tiktoken --out out --seconds 390
 
 Writes `shipped-*.pt` (what export reads: every weight exactly as it ships) and `master-*.pt` (to train on from).
 """
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from training import model as model_module
-from training.checkpoint import save
+from training.checkpoint import known_ids, resume, save
 from training.data import Batch, Source, batches, survey
 from training.lexicon import Known, Lexicon
 from training.model import ToyGptOss, rms_norm, rotate, sink_softmax, swiglu
@@ -47,7 +47,12 @@ def rate_at(progress: float, step: int) -> float:
 def train(arguments: argparse.Namespace) -> None:
     began = time.time()
     lexicon = Lexicon(arguments.vocabulary)
-    known = lexicon.known(*survey(lexicon, arguments.survey))
+    common, seen_tokens = survey(lexicon, arguments.survey) if arguments.survey else (set(), set())
+    if not arguments.resume:
+        known = lexicon.known(common, seen_tokens)
+    else:
+        ids, own = known_ids(arguments.resume)
+        known = lexicon.table([*ids, *sorted(seen_tokens - set(ids))], set(own) | common)
     context = mp.get_context("fork")
     lengths = LONGEST[-1:] if arguments.resume else LONGEST
     longest, queue = context.Value("i", lengths[0][1]), context.Queue(maxsize=40)
@@ -62,8 +67,7 @@ def train(arguments: argparse.Namespace) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     model = ToyGptOss(Shape(), known).to(device)
     if arguments.resume:
-        for part in sorted(arguments.resume.glob("master-*.pt")):
-            model.load_state_dict(torch.load(part, map_location=device), strict=False)
+        resume(model, known, arguments.resume)
     if device.type == "cuda" and not arguments.eager:
         model.swiglu = torch.compile(swiglu, dynamic=True)
         model.softmax = torch.compile(sink_softmax, dynamic=True)
@@ -85,7 +89,7 @@ def train(arguments: argparse.Namespace) -> None:
     while progress < 1.0:
         if arguments.steps and step >= arguments.steps:
             break
-        progress = (time.time() - start) / arguments.seconds
+        progress = (time.time() - start) / (arguments.seconds - (start - began))
         longest.value = max([lengths[0][1], *(limit for at, limit in lengths if progress >= at)])
         asked = time.time()
         batch: Batch = queue.get()
@@ -104,6 +108,10 @@ def train(arguments: argparse.Namespace) -> None:
         model.zero_grad(set_to_none=True)
         running.append((total.detach(), count, tokens.shape[1]))
         step, seen = step + 1, seen + tokens.numel()
+        if step == 1:  # the first step compiles, which may take a minute: the schedule starts after it
+            float(total.detach())
+            start = time.time()
+            print(f"first step after {start - began:.0f} s", flush=True)
         if time.time() - start >= shown:
             shown = time.time() - start + arguments.every
             nats = sum(float(t) for t, _, _ in running) / max(1, sum(int(c) for _, c, _ in running))
@@ -128,11 +136,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--vocabulary", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=330)
+    parser.add_argument("--seconds", type=float, default=390, help="in all, from start to end")
     parser.add_argument("--steps", type=int, default=0, help="stop after this many steps (0: by time only)")
     parser.add_argument("--tokens", type=int, default=32768, help="tokens per batch")
     parser.add_argument("--workers", type=int, default=13)
-    parser.add_argument("--survey", type=int, default=12000)
+    parser.add_argument(
+        "--survey", type=int, default=12000, help="conversations to look for words in (0 on resuming: no new words)"
+    )
     parser.add_argument("--adam", type=float, default=3e-3)
     parser.add_argument("--muon", type=float, default=0.02)
     parser.add_argument("--decay", type=float, default=0.01)
