@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -24,6 +25,7 @@ from mlx_gptoss.server.loading import registry_loader
 from mlx_gptoss.server.logs import LOGGER, RequestLog
 from mlx_gptoss.server.metrics import Metrics
 from mlx_gptoss.server.models import Loader, ModelManager
+from mlx_gptoss.server.openapi import answers, document_failures
 from mlx_gptoss.server.response_store import ResponseStore
 from mlx_gptoss.server.routes import (
     anthropic,
@@ -75,6 +77,7 @@ def build_app(settings: ServerSettings, *, loader: Loader | None = None, registr
     app.state.service = GenerationService(settings, models, metrics)
     app.add_exception_handler(GptOssError, failure_response)
     app.add_exception_handler(ValidationError, failure_response)
+    app.add_exception_handler(RequestValidationError, failure_response)
     app.add_exception_handler(ClientDisconnect, failure_response)
     app.add_exception_handler(HTTPException, _http_failure)
     app.add_middleware(Unforeseen)
@@ -83,6 +86,7 @@ def build_app(settings: ServerSettings, *, loader: Loader | None = None, registr
     _add_operations(app)
     for module in (ollama, ollama_models, chat_completions, completions, openai_models, responses, anthropic):
         app.include_router(module.router)
+    document_failures(app)
     return app
 
 
@@ -96,13 +100,13 @@ async def _http_failure(request: Request, error: Exception) -> Response:
 
 
 def _add_operations(app: FastAPI) -> None:
-    @app.get("/health", tags=["operations"])
+    @app.get("/health", tags=["operations"], responses=answers("status", "version", "loaded"))
     async def health(request: Request) -> JSONResponse:
         """Whether the server is up, and which models are in memory."""
         loaded = [model.name for model in service_of(request).models.loaded()]
         return JSONResponse({"status": "ok", "version": __version__, "loaded": loaded})
 
-    @app.get("/metrics", tags=["operations"])
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """Prometheus metrics."""
         service = service_of(request)

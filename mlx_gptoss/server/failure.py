@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -71,13 +72,20 @@ def body_of(failure: Failure, api: Api) -> dict[str, Any]:
     return {"error": {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}}
 
 
+def _invalid(problem: Mapping[str, Any]) -> Failure:
+    """The failure for pydantic's description of a field that does not fit."""
+    where = ".".join(str(part) for part in problem["loc"])
+    message = " ".join(f"{where or 'body'}: {problem['msg']}".split())
+    return Failure(400, message, param=where or None)
+
+
 def failure_of(error: Exception) -> Failure:
     """The failure an exception stands for. Anything unforeseen is a 500 that reveals no internals."""
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # Union branches add their own names to the location; clients know only the field path.
-        where = ".".join(str(part) for part in first["loc"])
-        return Failure(400, f"{where or 'body'}: {first['msg']}", param=where or None)
+        return _invalid(error.errors(include_url=False, include_context=False, include_input=False)[0])
+    if isinstance(error, RequestValidationError):
+        first = dict(error.errors()[0])
+        return _invalid({**first, "loc": first.get("loc", ())[1:]})
     if isinstance(error, ContextOverflowError):
         return Failure(400, str(error), param=error.param or "messages", code="context_length_exceeded")
     if isinstance(error, InvalidRequestError):

@@ -143,7 +143,7 @@ def mutated(draw: st.DrawFn, base: dict[str, Any]) -> Any:
             target = target[key]
         action = draw(st.sampled_from(["replace", "replace", "replace", "remove", "wrap", "stream"]))
         if action == "replace":
-            target[path[-1]] = draw(ODD)
+            target[path[-1]] = copy.deepcopy(draw(ODD))
         elif action == "wrap":
             target[path[-1]] = [target[path[-1]]]
         elif action == "stream":
@@ -182,7 +182,7 @@ def rig(registry: Registry) -> Iterator[Rig]:
     patch.setattr(ollama_models, "pull", absent)
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
-        client = runner.run(stack.enter_async_context(client_of(scripted_app(registry))))
+        client = runner.run(stack.enter_async_context(client_of(scripted_app(registry, context=700))))
         found = Rig(client, runner)
         logging.getLogger("mlx_gptoss.server").addHandler(found)
         yield found
@@ -219,7 +219,7 @@ def test_mutated_bodies(rig: Rig, path: str) -> None:
     method = "DELETE" if path == "/api/delete" else "POST"
 
     @settings(
-        max_examples=120 if len(BODIES[path]) > 5 else 40, deadline=None, derandomize=True, database=None,
+        max_examples=70 if len(BODIES[path]) > 5 else 30, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(mutated(BODIES[path]))
@@ -253,8 +253,8 @@ def test_what_is_not_json(rig: Rig, path: str, content: bytes) -> None:
         ("GET", "/v1/models/" + "x" * 5000), ("GET", "/v1/responses/%ff"),
         ("GET", "/v1/responses/x/input_items?limit=x"),
         ("GET", "/v1/responses/x/input_items?limit=99999999999999999999"), ("DELETE", "/v1/responses/x"),
-        ("POST", "/v1/responses/x/cancel"), ("PUT", "/api/chat"), ("GET", "/api/chat"), ("GET", "//"),
-        ("DELETE", "/api/delete"), ("GET", "/v1/../v1/models"), ("POST", "/api/tags"),
+        ("POST", "/v1/responses/x/cancel"), ("PUT", "/api/chat"), ("GET", "/api/chat"),
+        ("DELETE", "/api/delete"), ("POST", "/api/tags"),
     ],
 )  # fmt: skip
 def test_odd_paths(rig: Rig, method: str, path: str) -> None:

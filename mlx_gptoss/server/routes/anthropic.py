@@ -15,13 +15,18 @@ from mlx_gptoss.events import Done
 from mlx_gptoss.server.failure import body_of
 from mlx_gptoss.server.generation import GenerationStream, complete, guarded, note_completion, start
 from mlx_gptoss.server.http import SSE, body_schema, read_body, service_of, sse, stream_failure
+from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.service import Running
 from mlx_gptoss.server.wire.anthropic import CountBody, EventWriter, MessagesBody, answer_of, to_request
 
 router = APIRouter(tags=["anthropic"])
 
 
-@router.post("/v1/messages", openapi_extra=body_schema(MessagesBody))
+@router.post(
+    "/v1/messages",
+    responses=answers("id", "type", "content", "usage", stream=SSE),
+    openapi_extra=body_schema(MessagesBody),
+)
 async def messages(request: Request) -> Response:
     """Anthropic Messages, streaming or whole."""
     body = await read_body(request, MessagesBody)
@@ -52,7 +57,7 @@ def error_event(error: Exception) -> str:
     return sse(body_of(stream_failure(error), "anthropic"), event="error")
 
 
-@router.post("/v1/messages/count_tokens", openapi_extra=body_schema(CountBody))
+@router.post("/v1/messages/count_tokens", responses=answers("input_tokens"), openapi_extra=body_schema(CountBody))
 async def count_tokens(request: Request) -> Response:
     """How many tokens a request's prompt has."""
     body = await read_body(request, CountBody)

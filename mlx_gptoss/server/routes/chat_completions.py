@@ -18,6 +18,7 @@ from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.failure import body_of
 from mlx_gptoss.server.generation import GenerationStream, complete, guarded, merge, note_completion, start
 from mlx_gptoss.server.http import SSE, body_schema, read_body, sse, stream_failure
+from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.service import Running
 from mlx_gptoss.server.wire import openai
 from mlx_gptoss.server.wire.chat_completions import ChatCompletionBody, ChunkWriter, answer_of, to_request
@@ -34,7 +35,11 @@ def choices(chat: ChatRequest, n: int) -> list[ChatRequest]:
     return [replace(chat, sampling=replace(chat.sampling, seed=seed + index)) for index in range(n)]
 
 
-@router.post("/v1/chat/completions", openapi_extra=body_schema(ChatCompletionBody))
+@router.post(
+    "/v1/chat/completions",
+    responses=answers("id", "object", "choices", "usage", stream=SSE),
+    openapi_extra=body_schema(ChatCompletionBody),
+)
 async def chat_completions(request: Request) -> Response:
     """OpenAI chat completions, streaming or whole."""
     body = await read_body(request, ChatCompletionBody)

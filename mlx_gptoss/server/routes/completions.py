@@ -15,6 +15,7 @@ from starlette.requests import Request
 from mlx_gptoss.events import Done, TextDelta, Usage
 from mlx_gptoss.server.generation import GenerationStream, complete, guarded, merge, note_completion, start
 from mlx_gptoss.server.http import SSE, body_schema, read_body, sse
+from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.routes.chat_completions import choices, error_event
 from mlx_gptoss.server.service import Running
 from mlx_gptoss.server.wire import openai
@@ -23,7 +24,11 @@ from mlx_gptoss.server.wire.completions import CompletionBody, choice, frame, lo
 router = APIRouter(tags=["openai"])
 
 
-@router.post("/v1/completions", openapi_extra=body_schema(CompletionBody))
+@router.post(
+    "/v1/completions",
+    responses=answers("id", "object", "choices", "usage", stream=SSE),
+    openapi_extra=body_schema(CompletionBody),
+)
 async def completions(request: Request) -> Response:
     """OpenAI's legacy completions, streaming or whole; the prompt is taken as plain text."""
     body = await read_body(request, CompletionBody)

@@ -17,6 +17,7 @@ from mlx_gptoss.server.failure import body_of
 from mlx_gptoss.server.generation import GenerationStream, guarded, note_completion, start
 from mlx_gptoss.server.http import NDJSON, body_schema, ndjson, read_body, service_of, stream_failure
 from mlx_gptoss.server.models import Lease
+from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.service import Running, unless_disconnected
 from mlx_gptoss.server.wire.ollama import (
     ChatBody,
@@ -32,7 +33,11 @@ from mlx_gptoss.server.wire.ollama import (
 router = APIRouter(tags=["ollama"])
 
 
-@router.post("/api/generate", openapi_extra=body_schema(GenerateBody))
+@router.post(
+    "/api/generate",
+    responses=answers("model", "response", "done", stream=NDJSON),
+    openapi_extra=body_schema(GenerateBody),
+)
 async def generate(request: Request) -> Response:
     """Ollama's generate: one prompt, streamed by default. An empty prompt loads or unloads the model."""
     body = await read_body(request, GenerateBody)
@@ -65,7 +70,9 @@ async def _prompt_ids(lease: Lease, plain: ChatRequest, body: GenerateBody) -> t
     return (*body.context, *alone.token_ids[alone.boundaries[0] :])
 
 
-@router.post("/api/chat", openapi_extra=body_schema(ChatBody))
+@router.post(
+    "/api/chat", responses=answers("model", "message", "done", stream=NDJSON), openapi_extra=body_schema(ChatBody)
+)
 async def chat(request: Request) -> Response:
     """Ollama's chat: a conversation, streamed by default. No messages: load or unload the model."""
     body = await read_body(request, ChatBody)

@@ -21,9 +21,11 @@ from mlx_gptoss.server.catalog import CatalogEntry, catalog, describe, ollama_na
 from mlx_gptoss.server.failure import body_of
 from mlx_gptoss.server.generation import guarded
 from mlx_gptoss.server.http import NDJSON, body_schema, ndjson, read_body, service_of, stream_failure, streaming
+from mlx_gptoss.server.openapi import answers
 
 # Clients switch features on by this version: it names the level of Ollama's API that is spoken here.
 OLLAMA_API_VERSION = "0.13.0"
+DONE: dict[int | str, dict[str, str]] = {200: {"description": "Done; there is no body."}}
 FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
 router = APIRouter(tags=["ollama"])
 
@@ -65,14 +67,14 @@ class CreateBody(NamedBody):
 
 
 @router.head("/", include_in_schema=False)
-@router.get("/")
+@router.get("/", response_class=PlainTextResponse)
 async def running() -> Response:
     """What Ollama's clients look for when they probe the port."""
     return PlainTextResponse("Ollama is running")
 
 
 @router.head("/api/version", include_in_schema=False)
-@router.get("/api/version")
+@router.get("/api/version", responses=answers("version"))
 async def version() -> Response:
     """The level of Ollama's API."""
     return JSONResponse({"version": OLLAMA_API_VERSION})
@@ -91,7 +93,7 @@ def _tag(entry: CatalogEntry) -> dict[str, Any]:
 
 
 @router.head("/api/tags", include_in_schema=False)
-@router.get("/api/tags")
+@router.get("/api/tags", responses=answers("models"))
 async def tags(request: Request) -> Response:
     """The models on this machine."""
     entries = await asyncio.to_thread(catalog, service_of(request).models.registry)
@@ -106,7 +108,7 @@ def _entry(request: Request, name: str) -> tuple[CatalogEntry, Alias | None]:
     return describe(canonical_name(name) if alias is not None else target, target, folder), alias
 
 
-@router.get("/api/ps")
+@router.get("/api/ps", responses=answers("models"))
 async def ps(request: Request) -> Response:
     """The models in memory."""
     manager = service_of(request).models
@@ -125,7 +127,9 @@ async def ps(request: Request) -> Response:
     return JSONResponse({"models": listed})
 
 
-@router.post("/api/show", openapi_extra=body_schema(NamedBody))
+@router.post(
+    "/api/show", responses=answers("details", "model_info", "capabilities"), openapi_extra=body_schema(NamedBody)
+)
 async def show(request: Request) -> Response:
     """Everything about one model."""
     body = await read_body(request, NamedBody)
@@ -166,7 +170,7 @@ async def show(request: Request) -> Response:
     )
 
 
-@router.post("/api/pull", openapi_extra=body_schema(NamedBody))
+@router.post("/api/pull", responses=answers("status", stream=NDJSON), openapi_extra=body_schema(NamedBody))
 async def pull_model(request: Request) -> Response:
     """Download and convert a model, with a line for each step of progress."""
     body = await read_body(request, NamedBody)
@@ -217,7 +221,7 @@ async def _pulling(request: Request, name: str) -> AsyncIterator[dict[str, Any]]
     yield {"status": "success"}
 
 
-@router.post("/api/copy", openapi_extra=body_schema(CopyBody))
+@router.post("/api/copy", response_class=Response, responses=DONE, openapi_extra=body_schema(CopyBody))
 async def copy(request: Request) -> Response:
     """A second name for a model."""
     body = await read_body(request, CopyBody)
@@ -227,7 +231,7 @@ async def copy(request: Request) -> Response:
     return Response(status_code=200)
 
 
-@router.delete("/api/delete", openapi_extra=body_schema(NamedBody))
+@router.delete("/api/delete", response_class=Response, responses=DONE, openapi_extra=body_schema(NamedBody))
 async def delete(request: Request) -> Response:
     """Delete a model, or only the alias of that name."""
     body = await read_body(request, NamedBody)
@@ -241,7 +245,7 @@ async def delete(request: Request) -> Response:
     return Response(status_code=200)
 
 
-@router.post("/api/create", openapi_extra=body_schema(CreateBody))
+@router.post("/api/create", responses=answers("status", stream=NDJSON), openapi_extra=body_schema(CreateBody))
 async def create(request: Request) -> Response:
     """A model of its own name `from` another, with a system prompt and parameters."""
     body = await read_body(request, CreateBody)

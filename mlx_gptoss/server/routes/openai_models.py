@@ -13,6 +13,7 @@ from mlx_gptoss.names import resolve_model
 from mlx_gptoss.registry import canonical_name
 from mlx_gptoss.server.catalog import CatalogEntry, catalog, describe, ollama_name
 from mlx_gptoss.server.http import service_of
+from mlx_gptoss.server.openapi import answers
 
 router = APIRouter(tags=["openai"])
 
@@ -23,14 +24,14 @@ def _model(entry: CatalogEntry, name: str | None = None) -> dict[str, Any]:
     return {"id": identifier, "object": "model", "created": entry.created, "owned_by": owner}
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=answers("object", "data"))
 async def models(request: Request) -> Response:
     """The models on this machine."""
     entries = await asyncio.to_thread(catalog, service_of(request).models.registry)
     return JSONResponse({"object": "list", "data": [_model(entry) for entry in entries]})
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", responses=answers("id", "object"))
 async def model(request: Request, name: str) -> Response:
     """One model by any of its names."""
     manager = service_of(request).models

@@ -18,6 +18,7 @@ from mlx_gptoss.messages import AssistantMessage, Message
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.generation import GenerationStream, guarded, note_completion, start
 from mlx_gptoss.server.http import SSE, body_schema, read_body, service_of, sse, stream_failure, streaming
+from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.response_store import ResponseStore, StoredResponse
 from mlx_gptoss.server.service import Running, unless_disconnected
 from mlx_gptoss.server.wire.response_items import messages_of, new_id, stored_items
@@ -111,7 +112,11 @@ class _Job:
         return records
 
 
-@router.post("/v1/responses", openapi_extra=body_schema(ResponsesBody))
+@router.post(
+    "/v1/responses",
+    responses=answers("id", "object", "status", "output", stream=SSE),
+    openapi_extra=body_schema(ResponsesBody),
+)
 async def create(request: Request) -> Response:
     """Make a response."""
     body = await read_body(request, ResponsesBody)
@@ -168,20 +173,20 @@ async def _in_background(job: _Job) -> Response:
     return streaming(wait(), SSE)
 
 
-@router.get("/v1/responses/{identifier}")
+@router.get("/v1/responses/{identifier}", responses=answers("id", "object", "status", "output"))
 async def retrieve(request: Request, identifier: str) -> Response:
     """A stored response."""
     return JSONResponse(store_of(request).get(identifier).response)
 
 
-@router.delete("/v1/responses/{identifier}")
+@router.delete("/v1/responses/{identifier}", responses=answers("id", "deleted"))
 async def delete(request: Request, identifier: str) -> Response:
     """Forget a stored response."""
     store_of(request).delete(identifier)
     return JSONResponse({"id": identifier, "object": "response", "deleted": True})
 
 
-@router.post("/v1/responses/{identifier}/cancel")
+@router.post("/v1/responses/{identifier}/cancel", responses=answers("id", "object", "status", "output"))
 async def cancel(request: Request, identifier: str) -> Response:
     """Cancel a background response."""
     stored = store_of(request).get(identifier)
@@ -195,7 +200,7 @@ async def cancel(request: Request, identifier: str) -> Response:
     return JSONResponse(stored.response)
 
 
-@router.get("/v1/responses/{identifier}/input_items")
+@router.get("/v1/responses/{identifier}/input_items", responses=answers("object", "data", "has_more"))
 async def input_items(
     request: Request, identifier: str, limit: int = 20, order: str = "desc", after: str | None = None
 ) -> Response:

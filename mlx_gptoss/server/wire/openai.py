@@ -47,7 +47,7 @@ def text_of(content: Any, param: str) -> str:
             continue
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = (part.get("text", part.get("refusal")) if isinstance(part, Mapping) else None) or ""
-        if kind not in _TEXT_PARTS or not isinstance(text, str):
+        if not isinstance(kind, str) or kind not in _TEXT_PARTS or not isinstance(text, str):
             raise InvalidRequestError(
                 "gpt-oss reads text only", param=f"{param}.{index}", expected="a text part", got=repr(kind)
             )
@@ -88,7 +88,7 @@ def tool_choice_of(
             return _allowed(value.get("allowed_tools", value), known, param)
         inner = value.get("function", value)
         name = inner.get("name") if isinstance(inner, Mapping) else None
-        if kind in {"function", "custom", "tool"} and isinstance(name, str):
+        if kind in ("function", "custom", "tool") and isinstance(name, str):
             if name not in {tool.name for tool in known}:
                 raise InvalidRequestError("tool_choice names no tool of the request", param=param, got=repr(name[:80]))
             return ToolChoice("named", name), known
@@ -108,7 +108,9 @@ def _allowed(value: Any, tools: tuple[Tool, ...], param: str) -> tuple[ToolChoic
     names = set()
     for entry in entries if isinstance(entries, list) else []:
         inner = entry.get("function", entry) if isinstance(entry, Mapping) else {}
-        names.add(inner.get("name") if isinstance(inner, Mapping) else None)
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if isinstance(name, str):
+            names.add(name)
     left = tuple(tool for tool in tools if tool.name in names)
     if isinstance(value, Mapping) and value.get("mode") == "required":
         return _needing_tools(ToolChoice("required"), left, param)

@@ -129,7 +129,7 @@ def _add(
         if not isinstance(call_id, str):
             raise InvalidRequestError("a function call output needs call_id", param=f"{param}.call_id")
         turns.result(call_id, openai.text_of(item.get("output"), f"{param}.output"))
-    elif kind not in _PASSED_OVER:
+    elif not isinstance(kind, str) or kind not in _PASSED_OVER:
         raise InvalidRequestError("unknown input item", param=f"{param}.type", got=repr(kind)[:80])
 
 
