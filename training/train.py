@@ -89,7 +89,7 @@ def train(arguments: argparse.Namespace) -> None:
     while progress < 1.0:
         if arguments.steps and step >= arguments.steps:
             break
-        progress = (time.time() - start) / (arguments.seconds - (start - began))
+        progress = (time.time() - start) / max(1.0, arguments.seconds - (start - began))
         longest.value = max([lengths[0][1], *(limit for at, limit in lengths if progress >= at)])
         asked = time.time()
         batch: Batch = queue.get()
