@@ -99,7 +99,7 @@ def train(arguments: argparse.Namespace) -> None:
         share = rate_at(progress, step)
         weights = model.shipped()
         total, count = model.loss(tokens, targets, weights, dtype)
-        (total / count.clamp_min(1500)).backward()
+        (total / count.clamp_min(800)).backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         for group in adam.param_groups:
             group["lr"] = arguments.adam * share
