@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error, response_schema_conformance, status_code_conformance
-from starlette.testclient import TestClient
 
 from mlx_gptoss.errors import ModelNotFoundError
 from mlx_gptoss.registry import Registry
 from mlx_gptoss.server.routes import ollama_models
+from mlx_gptoss.server.settings import ServerSettings
+from tests.server.live import live
 from tests.server.support import MODEL, scripted_app
 
 OPERATIONS = [
@@ -32,10 +34,11 @@ def server(registry: Registry) -> Any:
     def absent(name: str, **options: Any) -> None:
         raise ModelNotFoundError(f"no model {name!r} on the hub")
 
-    app = scripted_app(registry, context=700)
-    with pytest.MonkeyPatch.context() as patch, TestClient(app, base_url="http://127.0.0.1") as client:
+    limits = ServerSettings(shutdown_s=0.2, warm_up=False)
+    app = scripted_app(registry, limits, context=700)
+    with pytest.MonkeyPatch.context() as patch, live(app, limits) as running, requests.Session() as session:
         patch.setattr(ollama_models, "pull", absent)
-        yield client, schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+        yield session, schemathesis.openapi.from_url(f"{running.url}/openapi.json")
 
 
 def test_every_operation_is_fuzzed(server: Any) -> None:
@@ -50,7 +53,7 @@ def test_every_operation_is_fuzzed(server: Any) -> None:
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=[f"{method} {path}" for method, path in OPERATIONS])
 def test_operation(server: Any, method: str, path: str) -> None:
-    client, schema = server
+    session, schema = server
     operation = schema[path][method]
 
     @settings(
@@ -62,6 +65,6 @@ def test_operation(server: Any, method: str, path: str) -> None:
         if isinstance(case.body, dict) and "model" in case.body:
             # An unknown model would end most requests early.
             case.body["model"] = MODEL
-        case.call_and_validate(session=client, base_url="http://127.0.0.1", checks=list(CHECKS))
+        case.call_and_validate(session=session, checks=list(CHECKS))
 
     run()
