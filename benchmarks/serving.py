@@ -58,7 +58,8 @@ async def ask(client: httpx.AsyncClient, model: str, messages: list[dict[str, An
         "stream_options": {"include_usage": True},
     }  # fmt: skip
     started = time.perf_counter()
-    first, usage, pieces = 0.0, {}, []
+    first, pieces = 0.0, []
+    usage: dict[str, Any] = {}
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         async for line in response.aiter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":

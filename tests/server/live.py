@@ -44,7 +44,8 @@ class Live:
         models = self.app.state.service.models.loaded()
         stats = [model.llm.engine_stats() for model in models]
         held: int = len(self.app.state.service.live)
-        return held + sum(entry.active + entry.queued for entry in stats)
+        working: int = sum(entry.active + entry.queued for entry in stats)
+        return held + working
 
     def generated(self) -> int:
         """Tokens that the engine of the one loaded model has generated."""

@@ -26,7 +26,7 @@ from mlx_gptoss.messages import (
 )
 from mlx_gptoss.registry import Registry
 from mlx_gptoss.request import ChatRequest
-from mlx_gptoss.server.wire.chat_completions import ChatCompletionBody, to_request
+from mlx_gptoss.server.wire.chat_completions import ChatCompletionBody, ChatMessageBody, to_request
 from tests.server.support import HELLO, MODEL, SUNNY, WEATHER, WEATHER_TOOL, client_of, scripted_app
 from tests.unit.harmony_streams import marked
 
@@ -40,7 +40,9 @@ async def client(registry: Registry) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def prompt_of(messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> tuple[int, ...]:
-    body = ChatCompletionBody(model=MODEL, messages=[{"role": "user", "content": "x"}], tools=list(tools) or None)
+    body = ChatCompletionBody(
+        model=MODEL, messages=[ChatMessageBody(role="user", content="x")], tools=list(tools) or None
+    )
     parsed = to_request(body).tools
     return render(ChatRequest(messages=tuple(messages), tools=parsed), load_vocabulary()).token_ids
 
@@ -124,7 +126,7 @@ async def test_reasoning_comes_back_by_call_id_for_any_api(client: httpx.AsyncCl
     tool = {"type": "function", **WEATHER_TOOL["function"]}
     first = (await client.post("/v1/responses", json={"model": MODEL, "input": "weather?", "tools": [tool]})).json()
     call = first["output"][-1]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "weather?"},
         {"role": "assistant", "tool_calls": [
             {"id": call["call_id"], "type": "function",

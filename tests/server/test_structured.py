@@ -47,11 +47,11 @@ async def client(request: pytest.FixtureRequest, registry: Registry) -> AsyncIte
 
 def formats(schema: Mapping[str, Any] | None) -> dict[str, tuple[str, dict[str, Any]]]:
     """For each API: its path, and a body that asks for `schema` (None: any JSON object)."""
-    chat = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
+    chat: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
     flat = {"type": "json_schema", "name": "person", "schema": schema, "strict": True}
     if schema is None:
         chat = flat = {"type": "json_object"}
-    text = {"model": MODEL, "temperature": 1}
+    text: dict[str, Any] = {"model": MODEL, "temperature": 1}
     return {
         "chat": ("/v1/chat/completions", {**text, "messages": ASK, "response_format": chat, "max_tokens": 400}),
         "responses": (
