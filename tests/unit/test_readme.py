@@ -29,7 +29,7 @@ def test_the_python_example_is_python() -> None:
 
 
 def test_every_command_of_the_readme_exists() -> None:
-    named = set(re.findall(r"mlx-gptoss ([a-z]+)", README.read_text(encoding="utf-8")))
+    named = set(re.findall(r"(?:^|`)mlx-gptoss ([a-z]+)", README.read_text(encoding="utf-8"), re.MULTILINE))
     listed = subprocess.run(
         [sys.executable, "-c", "from mlx_gptoss.cli.main import COMMANDS; print(*COMMANDS)"],
         capture_output=True, text=True, check=True,
