@@ -27,7 +27,6 @@ from mlx_gptoss.turn_reader import PlainText, TokenParser, TurnReader
 
 if TYPE_CHECKING:
     from mlx_gptoss.chat import Chat
-    from mlx_gptoss.model import GptOssModel
 
 Prompt: TypeAlias = ChatRequest | str | Sequence[Message]
 """What can be asked: a request, a user's text, or a conversation."""
@@ -243,18 +242,9 @@ def _within(machine: Machine, folder: Path, options: EngineOptions) -> EngineOpt
 
 def _load(folder: Path, dtype: DtypeName, backend: str) -> TokenModel:
     from mlx_gptoss.loader import load_model
+    from mlx_gptoss.path import on_backend
 
     return on_backend(load_model(folder, dtype), backend)
-
-
-def on_backend(model: GptOssModel, backend: str) -> TokenModel:
-    """A loaded model on a back end: "auto" and "stock" are MLX's own operations, the others our kernels."""
-    if backend in ("auto", "stock"):
-        return model
-    from mlx_gptoss.fused import FusedModel
-    from mlx_gptoss.kernels.backends import backend_named
-
-    return FusedModel(model.config, model.weights, backend_named(backend), model.dtype, prefiller=model)
 
 
 def _check(request: ChatRequest) -> None:

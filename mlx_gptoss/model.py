@@ -40,11 +40,11 @@ class GptOssModel:
         # On CPUs MLX's packed products are about ten times faster (and finer) on float32 rows than on bfloat16 rows.
         on_cpu = mx.default_device() == mx.Device(mx.cpu)
         packed_dtype = mx.float32 if on_cpu else dtype
-        self._layers = [TransformerLayer(config, layer, dtype, packed_dtype) for layer in weights.layers]
+        self.layers = [TransformerLayer(config, layer, dtype, packed_dtype) for layer in weights.layers]
         self._norm = weights.norm.astype(mx.float32)
         self._head_dtype = packed_dtype if weights.head.quantized else dtype
         self._head = prepare(weights.head, self._head_dtype)
-        arrays = [array for layer in self._layers for array in layer.arrays()]
+        arrays = [array for layer in self.layers for array in layer.arrays()]
         mx.eval(arrays, self._norm, list(record_arrays(self._head)))
 
     def make_cache(self, batch: int = 1) -> SequenceCache:
@@ -62,7 +62,7 @@ class GptOssModel:
         pieces = []
         for start in range(0, ids.shape[1], PREFILL_CHUNK):
             hidden = self._forward(ids[:, start : start + PREFILL_CHUNK], cache, "all")
-            pieces.append(self._logits(hidden))
+            pieces.append(self.logits(hidden))
             if ids.shape[1] > PREFILL_CHUNK:
                 mx.eval(pieces[-1], cache.arrays())
         return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
@@ -81,7 +81,7 @@ class GptOssModel:
             mx.eval(cache.arrays())
         rest = ids[:, (length - 1) // PREFILL_CHUNK * PREFILL_CHUNK :]
         hidden = self._forward(rest, cache, "last" if need_logits else "none")
-        return self._logits(hidden)[:, -1] if need_logits else None
+        return self.logits(hidden)[:, -1] if need_logits else None
 
     def decode(self, token_ids: mx.array, caches: Sequence[SequenceCache]) -> mx.array:
         """One step of S independent sequences: token_ids [S] and their caches (batch 1) to logits float32 [S, vocab].
@@ -100,7 +100,7 @@ class GptOssModel:
             self._check_room(cache, 1, 1)
         x = look_up(self.weights.embed, token_ids, mx.float32)[:, None]
         cos, sin = self.rope.rows([cache.offset for cache in caches])
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(self.layers):
             q, k, v = layer.qkv(x, cos, sin)
             parts = [
                 layer.attend(q[s : s + 1], k[s : s + 1], v[s : s + 1], cache.layers[index], cache.offset)
@@ -109,7 +109,7 @@ class GptOssModel:
             x = layer.finish(x, parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0))
         for cache in caches:
             cache.advance(1)
-        return self._logits(x)[:, 0]
+        return self.logits(x)[:, 0]
 
     def _forward(self, ids: mx.array, cache: SequenceCache, need: Literal["all", "last", "none"]) -> mx.array:
         """Hidden states float32 of ids [B, L] after the last layer, for all positions or the last. With "none" the
@@ -117,8 +117,8 @@ class GptOssModel:
         x = look_up(self.weights.embed, ids, mx.float32)
         offset = cache.offset
         cos, sin = self.rope.span(offset, ids.shape[1])
-        final = len(self._layers) - 1
-        for index, layer in enumerate(self._layers):
+        final = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
             q, k, v = layer.qkv(x, cos, sin)
             if index == final and need == "none":
                 layer.store(k, v, cache.layers[index], offset)
@@ -129,7 +129,7 @@ class GptOssModel:
         cache.advance(ids.shape[1])
         return x
 
-    def _logits(self, hidden: mx.array) -> mx.array:
+    def logits(self, hidden: mx.array) -> mx.array:
         """hidden [B, L, H] to logits float32 [B, L, vocab], padding ids at -inf."""
         normed = mx.fast.rms_norm(hidden, self._norm, self.config.rms_norm_eps)
         logits = project(normed.astype(self._head_dtype), self._head).astype(mx.float32)
@@ -137,6 +137,12 @@ class GptOssModel:
         if used < self.config.vocab_size:
             logits[..., used:] = -mx.inf
         return logits
+
+    def checked(self, token_ids: TokenIds, cache: SequenceCache) -> mx.array:
+        """token_ids as an array [B, L] that `cache` has room for. Raises as a call does."""
+        ids = self._check_ids(token_ids)
+        self._check_cache(ids, cache)
+        return ids
 
     def _check_ids(self, token_ids: TokenIds) -> mx.array:
         vocab = self.config.vocab_size

@@ -113,9 +113,9 @@ def with_layers(config: ModelConfig, count: int) -> ModelConfig:
 
 def load_ours(spec: BenchSpec) -> OurSubject:
     """Our engine with the spec's model."""
-    from mlx_gptoss.llm import on_backend
     from mlx_gptoss.loader import load_weights
     from mlx_gptoss.model import GptOssModel
+    from mlx_gptoss.path import on_backend
 
     if spec.folder is not None:
         config, weights = load_weights(spec.folder)

@@ -94,7 +94,14 @@ def qkv_rope_twin(
     y = t @ dense_weight(qkv).T
     if qkv.bias is not None:
         y = y + qkv.bias.astype(mx.float32)
-    y = y.reshape(x.shape[0], heads + 2 * kv_heads, HEAD_DIM)
+    return split_heads(y, rope, heads=heads, kv_heads=kv_heads, dtype=dtype)
+
+
+def split_heads(
+    y: mx.array, rope: mx.array, *, heads: int, kv_heads: int, dtype: mx.Dtype
+) -> tuple[mx.array, mx.array, mx.array]:
+    """A projection [S, (heads + 2 kv_heads) * 64] with its bias as rotated queries and keys, and values."""
+    y = y.reshape(y.shape[0], heads + 2 * kv_heads, HEAD_DIM)
     cosine, sine = rope[:, None, :32], rope[:, None, 32:]
     low, high = y[..., :32], y[..., 32:]
     rotated = mx.concatenate([low * cosine - high * sine, high * cosine + low * sine], axis=-1)

@@ -1,6 +1,7 @@
 """A back end of `mlx_gptoss.kernels` that runs every kernel on the bench.
 
-backend = BenchBackend()                                   # quick: for whole models
+backend = BenchBackend()
+backend = BenchBackend(guard="fast")                       # large inputs stay where they are: for whole models
 backend = BenchBackend(checked=True, schedule="random")    # every access looked at
 backend = BenchBackend(strict=True)                        # type-check and lint each text first
 ...
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import mlx.core as mx
 
@@ -38,7 +40,8 @@ class BenchBackend:
     """Runs kernels on the CPU, eagerly.
 
     `guard` is as in `run_kernel`; `allow_unwritten` suits kernels that leave documented parts of an output undefined.
-    With `keep_records` every launch is kept in `records` (its outputs too).
+    `launches` names the kernels launched, in order. With `keep_records` or `count_bytes` every launch is kept in
+    `records` (its outputs too).
     """
 
     name = "bench"
@@ -49,7 +52,7 @@ class BenchBackend:
         family: str = "bench",
         schedule: Schedule = "forward",
         seed: int = 0,
-        guard: Side | str = "fast",
+        guard: Side | Literal["fast"] = "end",
         checked: bool = False,
         count_bytes: bool = False,
         strict: bool = False,
@@ -57,16 +60,22 @@ class BenchBackend:
         keep_records: bool = False,
     ) -> None:
         self.family = family
+        self.launches: list[str] = []
         self.records: list[LaunchRecord] = []
         self._schedule: Schedule = schedule
         self._seed = seed
-        self._guard = guard
+        self._guard: Side | Literal["fast"] = guard
         self._checked = checked
         self._count_bytes = count_bytes
         self._strict = strict
         self._allow_unwritten = allow_unwritten
         self._keep = keep_records or count_bytes
         self._specs: dict[str, KernelSpec] = {}
+
+    @property
+    def results(self) -> list[RunResult]:
+        """What the bench saw of each kept launch."""
+        return [record.result for record in self.records]
 
     def launch(
         self,
@@ -97,9 +106,10 @@ class BenchBackend:
             seed=self._seed,
             count_bytes=self._count_bytes,
             checked=self._checked,
-            guard="fast" if self._guard == "fast" else "start" if self._guard == "start" else "end",
+            guard=self._guard,
             allow_unwritten=self._allow_unwritten,
         )
+        self.launches.append(kernel.name)
         if self._keep:
             self.records.append(LaunchRecord(kernel.name, grid, threadgroup, result))
         return [to_mlx(array, kind) for array, kind in zip(result.outputs, result.output_types, strict=True)]

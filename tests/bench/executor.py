@@ -26,6 +26,7 @@ Size3: TypeAlias = tuple[int, int, int]
 _SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 # Inputs above this size are not copied between guard pages in `fast` runs.
 _COPY_LIMIT = 1 << 20
+_ALIGNMENT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,9 @@ def _guarded(bound: _Bound) -> GuardedBuffer:
 
 def _bind_input(machine: Runtime, array: Array, kind: ElementType, name: str, guard: str, checked: bool) -> _Bound:
     size = _extent(array, kind)
-    if guard == "fast" and not checked and size > _COPY_LIMIT and array.flags.c_contiguous:
+    # A GPU's buffers start on pages; MLX's on CPUs on 8 bytes.
+    borrowable = array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0
+    if guard == "fast" and not checked and size > _COPY_LIMIT and borrowable:
         return _Bound(name, array.ctypes.data, size, False, None, array, np.zeros(size, np.uint8) if checked else None)
     buffer = allocate(machine, size, "start" if guard == "start" else "end")
     if size:

@@ -10,6 +10,6 @@ def device_or_bench() -> Backend:
     found = default_backend()
     if not isinstance(found, StockBackend):
         return found
-    from tests.kernels.bench_backend import BenchBackend  # the GPU machine needs no host compiler
+    from tests.bench.backend import BenchBackend  # the GPU machine needs no host compiler
 
     return BenchBackend()

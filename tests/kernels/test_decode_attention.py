@@ -21,8 +21,8 @@ from mlx_gptoss.kernels.attention import (
     parts_for,
 )
 from mlx_gptoss.kernels.tuning import TUNINGS
+from tests.bench.backend import BenchBackend
 from tests.bench.executor import Schedule
-from tests.kernels.bench_backend import BenchBackend
 from tests.kernels.decode_data import close, floats
 
 

@@ -14,8 +14,8 @@ from mlx_gptoss.kernels.layout import permute_activation, picked_weight, unpermu
 from mlx_gptoss.kernels.moe import moe_down, moe_down_twin, moe_gate_up, moe_gate_up_twin
 from mlx_gptoss.kernels.top_tokens import top_tokens, top_tokens_twin
 from mlx_gptoss.weights import Experts
+from tests.bench.backend import BenchBackend
 from tests.bench.executor import Schedule
-from tests.kernels.bench_backend import BenchBackend
 from tests.kernels.decode_data import PARAMS, close, experts, floats
 from tests.tiny import FP4_VALUES
 

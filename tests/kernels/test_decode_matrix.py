@@ -15,8 +15,8 @@ from mlx_gptoss.kernels.layout import dense_weight, permute_activation, tile_chu
 from mlx_gptoss.kernels.qkv import qkv_rope, qkv_rope_twin
 from mlx_gptoss.kernels.router import router, router_twin
 from mlx_gptoss.weights import LinearFormat
+from tests.bench.backend import BenchBackend
 from tests.bench.executor import Schedule
-from tests.kernels.bench_backend import BenchBackend
 from tests.kernels.decode_data import PARAMS, close, floats, linear
 
 FORMATS: tuple[LinearFormat, ...] = ("f32", "bf16", "mxfp8", "q8", "q6", "q4")

@@ -13,7 +13,7 @@ from mlx_gptoss.fused import FusedModel
 from mlx_gptoss.kernels.backend import Backend, StockBackend
 from mlx_gptoss.model import GptOssModel
 from mlx_gptoss.weights import ModelWeights
-from tests.kernels.bench_backend import BenchBackend
+from tests.bench.backend import BenchBackend
 from tests.tiny import quantize_linear, random_weights, tiny_config
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
@@ -121,6 +121,7 @@ def test_ten_sequences_go_in_two_groups() -> None:
     caches = [model.make_cache() for _ in range(10)]
     for cache in caches:
         model.prefill([PROMPT[:3]], cache)
+    backend.launches.clear()
     got = np.array(model.decode(mx.arange(10), caches))
     assert got.shape == (10, config.vocab_size)
     assert backend.launches.count("qkv_rope") == 2
@@ -136,6 +137,7 @@ def test_launches_of_a_step(context: int) -> None:
     model = fused(config, weights, mx.float32, backend, tail=64)
     cache = model.make_cache()
     model.prefill([[i % 300 for i in range(context)]], cache)
+    backend.launches.clear()
     model.decode(mx.array([1]), [cache])
     assert backend.launches.count("head") == 1
     merges = backend.launches.count("attention_merge")
