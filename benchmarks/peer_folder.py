@@ -1,4 +1,4 @@
-"""The demo checkpoint as a folder that mlx-lm's server opens: with a tokenizer, and a template that renders as we do."""
+"""The demo checkpoint as a folder that mlx-lm's server opens: with a tokenizer and a template that renders as ours."""
 
 from __future__ import annotations
 

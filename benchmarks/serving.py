@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 
 START_SECONDS = 300.0
-REQUESTS_A_STREAM = 4
+REQUESTS_A_STREAM = 2
 HISTORY_TOKENS = 8_192
 TURNS = 10
 

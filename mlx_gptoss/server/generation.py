@@ -57,6 +57,17 @@ async def start(
         raise
 
 
+async def begin(
+    request: Request,
+    stack: AsyncExitStack,
+    model: str | None,
+    chats: Sequence[ChatRequest],
+    keep_alive_s: float | None = None,
+) -> list[Running]:
+    """As `start`, for streams: a client that leaves while a model loads or is waited for is noticed."""
+    return await unless_disconnected(request, lambda: start(request, stack, model, chats, keep_alive_s))
+
+
 async def complete(
     request: Request, model: str | None, chats: Sequence[ChatRequest], keep_alive_s: float | None = None
 ) -> tuple[list[Completion], list[Running]]:

@@ -82,6 +82,19 @@ async def test_max_tokens(client: httpx.AsyncClient) -> None:
     assert (await ask(client, "long", max_tokens=10)).json()["stop_reason"] == "max_tokens"
 
 
+async def test_the_stop_sequence_is_named(client: httpx.AsyncClient) -> None:
+    fields = {"stop_sequences": ["zzz", " there", "Hello there"]}
+    message = (await ask(client, "hi", **fields)).json()
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "Hello there")
+    fields = {"stop_sequences": ["zzz", " there"]}
+    message = (await ask(client, "hi", **fields)).json()
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", " there")
+    assert message["content"][-1]["text"] == "Hello"
+    events = sse_events((await ask(client, "hi", stream=True, **fields)).text)
+    assert events[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": " there"}
+    assert (await ask(client, "hi")).json()["stop_sequence"] is None
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -130,6 +130,14 @@ async def test_background_is_polled_and_cancelled(client: httpx.AsyncClient) -> 
     assert refused.status_code == 400
 
 
+async def test_a_background_response_can_be_watched(client: httpx.AsyncClient) -> None:
+    events = sse_events((await ask(client, "hi", background=True, stream=True)).text)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["type"] == "response.completed"
+    identifier = events[0]["response"]["id"]
+    assert (await client.get(f"/v1/responses/{identifier}")).json() == events[-1]["response"]
+
+
 async def test_length_is_incomplete(client: httpx.AsyncClient) -> None:
     response = (await ask(client, "long", max_output_tokens=20)).json()
     assert response["status"] == "incomplete"

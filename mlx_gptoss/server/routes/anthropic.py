@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from mlx_gptoss.events import Done
 from mlx_gptoss.server.failure import body_of
-from mlx_gptoss.server.generation import GenerationStream, complete, guarded, note_completion, start
+from mlx_gptoss.server.generation import GenerationStream, begin, complete, guarded, note_completion
 from mlx_gptoss.server.http import SSE, body_schema, read_body, service_of, sse, stream_failure
 from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.service import Running
@@ -36,7 +36,7 @@ async def messages(request: Request) -> Response:
         completions, _ = await complete(request, body.model, [chat])
         return JSONResponse(answer_of(identifier, body.model, completions[0]))
     stack = AsyncExitStack()
-    running = await start(request, stack, body.model, [chat])
+    running = await begin(request, stack, body.model, [chat])
     return GenerationStream(
         guarded(_events(request, running[0], EventWriter(identifier, body.model)), error_event), stack, SSE
     )

@@ -16,7 +16,7 @@ from mlx_gptoss import __version__
 from mlx_gptoss.events import Done
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.failure import body_of
-from mlx_gptoss.server.generation import GenerationStream, complete, guarded, merge, note_completion, start
+from mlx_gptoss.server.generation import GenerationStream, begin, complete, guarded, merge, note_completion
 from mlx_gptoss.server.http import SSE, body_schema, read_body, sse, stream_failure
 from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.service import Running
@@ -55,7 +55,7 @@ async def chat_completions(request: Request) -> Response:
         for index in range(len(chats))
     ]
     stack = AsyncExitStack()
-    running = await start(request, stack, body.model, chats)
+    running = await begin(request, stack, body.model, chats)
     chunks = guarded(_chunks(request, running, writers), error_event)
     return GenerationStream(chunks, stack, SSE)
 

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
 from mlx_gptoss.events import Done, TextDelta, Usage
-from mlx_gptoss.server.generation import GenerationStream, complete, guarded, merge, note_completion, start
+from mlx_gptoss.server.generation import GenerationStream, begin, complete, guarded, merge, note_completion
 from mlx_gptoss.server.http import SSE, body_schema, read_body, sse
 from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.routes.chat_completions import choices, error_event
@@ -40,7 +40,7 @@ async def completions(request: Request) -> Response:
         usage = openai.usage_of(_summed([completion.usage for completion in done], body.n or 1))
         return JSONResponse({**frame(identifier, body.model, created, listed), "usage": usage})
     stack = AsyncExitStack()
-    running = await start(request, stack, body.model, requests)
+    running = await begin(request, stack, body.model, requests)
     chunks = guarded(_chunks(request, body, running, identifier, created), error_event)
     return GenerationStream(chunks, stack, SSE)
 

@@ -14,7 +14,7 @@ from mlx_gptoss.harmony.special import END, RETURN
 from mlx_gptoss.messages import UserMessage
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.failure import body_of
-from mlx_gptoss.server.generation import GenerationStream, guarded, note_completion, start
+from mlx_gptoss.server.generation import GenerationStream, begin, guarded, note_completion, start
 from mlx_gptoss.server.http import NDJSON, body_schema, ndjson, read_body, service_of, stream_failure
 from mlx_gptoss.server.models import Lease
 from mlx_gptoss.server.openapi import answers
@@ -109,7 +109,7 @@ async def _answer(
 
         return await unless_disconnected(request, work)
     stack = AsyncExitStack()
-    running = await start(request, stack, body.model, [chat], keep_alive)
+    running = await begin(request, stack, body.model, [chat], keep_alive)
     chunks = (ndjson(line) async for line in _lines(request, running[0], writer, prompt_ids))
     return GenerationStream(guarded(chunks, error_line), stack, NDJSON)
 

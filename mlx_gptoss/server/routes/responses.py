@@ -134,7 +134,7 @@ async def create(request: Request) -> Response:
 
         return await unless_disconnected(request, work)
     stack = AsyncExitStack()
-    running = await job.start(stack)
+    running = await unless_disconnected(request, lambda: job.start(stack))
     chunks = (sse(record, event=record["type"]) async for record in job.records(running))
     return GenerationStream(
         guarded(chunks, lambda error: "".join(sse(r, event=r["type"]) for r in job.fail(error))), stack, SSE
@@ -142,35 +142,37 @@ async def create(request: Request) -> Response:
 
 
 async def _in_background(job: _Job) -> Response:
+    """A response that outlives its request. A stream of it shows the same events; leaving it stops nothing."""
     stack = AsyncExitStack()
     running = await job.start(stack)
+    shown: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    streamed = job.body.stream is True
 
     async def work() -> None:
         async with stack:
             try:
-                async for _ in job.records(running):
-                    pass
+                async for record in job.records(running):
+                    if streamed:
+                        shown.put_nowait(record)
             except asyncio.CancelledError:
                 job.stored.response = {**job.stored.response, "status": "cancelled", "output": job.writer.output}
                 raise
             except Exception as error:
-                job.fail(error)
+                for record in job.fail(error):
+                    shown.put_nowait(record)
+            finally:
+                shown.put_nowait(None)
 
     job.stored.task = asyncio.create_task(work())
     job.store.put(job.stored)
-    queued = {**job.stored.response, "status": "queued"}
-    if not job.body.stream:
-        return JSONResponse(queued)
+    if not streamed:
+        return JSONResponse({**job.stored.response, "status": "queued"})
 
-    async def wait() -> AsyncIterator[str]:
-        for record in ResponseWriter(queued).open():
+    async def events() -> AsyncIterator[str]:
+        while (record := await shown.get()) is not None:
             yield sse(record, event=record["type"])
-        if job.stored.task is not None:
-            await asyncio.wait([job.stored.task])
-        last = {"type": "response.completed", "sequence_number": 2, "response": job.stored.response}
-        yield sse(last, event="response.completed")
 
-    return streaming(wait(), SSE)
+    return streaming(events(), SSE)
 
 
 @router.get("/v1/responses/{identifier}", responses=answers("id", "object", "status", "output"))
