@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
+import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_gptoss.bench.tune import Question, questions, search
+from mlx_gptoss.bench.spec import BenchSpec
+from mlx_gptoss.bench.subject import load_ours
+from mlx_gptoss.bench.tune import Question, check, questions, search, step_seconds, without_replays
 from mlx_gptoss.cli.bench_cmd import bench
 from mlx_gptoss.errors import ConfigError, KernelError
 from mlx_gptoss.kernels import user_tuning
@@ -121,6 +125,42 @@ def test_no_search_ends_worse_than_it_began(cost: dict[object, float]) -> None:
         return 1.0 + cost.get(tuning.qkv, 0.0) + cost.get(tuning.full, 0.0)
 
     assert total(run_search(cost)) <= total(START)
+
+
+def test_trials_run_no_step_compiled_before_them() -> None:
+    """A compiled step holds the constants it was compiled with: each trial starts without any."""
+
+    class Replaying:
+        def __init__(self) -> None:
+            self.replays = [1, 2]
+
+    subject = load_ours(BenchSpec(random="tiny"))
+    model: Any = Replaying()
+    subject.model = model
+    fresh = without_replays(subject)
+    assert cast("Any", fresh.model).replays == []
+    assert subject.model is model
+    assert model.replays == [1, 2]
+
+
+def test_a_step_is_timed_under_its_constants() -> None:
+    subject = load_ours(BenchSpec(random="tiny"))
+    seen: list[Tuning] = []
+    decode = subject.model.decode
+
+    class Spying:
+        config, make_cache = subject.model.config, subject.model.make_cache
+
+        def decode(self, token_ids: mx.array, caches: Sequence[Any]) -> mx.array:
+            seen.append(tuning_for(FAMILY))
+            return decode(token_ids, caches)
+
+    subject.model = cast("Any", Spying())
+    trial = dataclasses.replace(packaged_tuning(FAMILY), out=Rows(1, 1, 1))
+    assert step_seconds(subject, FAMILY, trial, 20) > 0
+    assert set(seen) == {trial}
+    assert check(subject, FAMILY, trial, 20)
+    assert tuning_for(FAMILY) == packaged_tuning(FAMILY)
 
 
 def test_every_question_is_about_a_field() -> None:
