@@ -139,8 +139,8 @@ def test_trials_run_no_step_compiled_before_them() -> None:
     subject.model = model
     fresh = without_replays(subject)
     assert cast("Any", fresh.model).replays == []
-    assert subject.model is model
     assert model.replays == [1, 2]
+    assert subject.model is model
 
 
 def test_a_step_is_timed_under_its_constants() -> None:
