@@ -83,36 +83,41 @@ async def ask(client: httpx.AsyncClient, model: str, messages: list[dict[str, An
 async def load(address: str, model: str, streams: int, max_tokens: int) -> dict[str, float]:
     """`streams` clients, each asking one question after the other. Tokens a second of all together."""
     answers: list[Answer] = []
+    failures: list[str] = []
 
     async def stream(client: httpx.AsyncClient, index: int) -> None:
         for turn in range(REQUESTS_A_STREAM):
             question = f"What is {(7 * index + 3 * turn) % 50 + 10} + {(5 * index + turn) % 40 + 10}?"
-            answers.append(await ask(client, model, [{"role": "user", "content": question}], max_tokens))
+            try:
+                answers.append(await ask(client, model, [{"role": "user", "content": question}], max_tokens))
+            except httpx.HTTPError as error:
+                failures.append(type(error).__name__)
 
     async with httpx.AsyncClient(base_url=address, timeout=600) as client:
         started = time.perf_counter()
         await asyncio.gather(*(stream(client, index) for index in range(streams)))
         seconds = time.perf_counter() - started
-    firsts = [answer.first_s for answer in answers]
+    firsts = [answer.first_s for answer in answers] or [float("nan")]
     return {
         "streams": streams,
         "tokens_per_s": round(sum(answer.tokens for answer in answers) / seconds, 1),
         "first_token_p50_ms": round(1e3 * percentile(firsts, 0.5), 1),
         "first_token_p99_ms": round(1e3 * percentile(firsts, 0.99), 1),
         "tokens": sum(answer.tokens for answer in answers),
+        "failed": len(failures),
     }
 
 
-async def turns(address: str, model: str) -> list[Answer]:
-    """A chat whose history reaches HISTORY_TOKENS by its last turn."""
+async def turns(address: str, model: str, history: int) -> list[Answer]:
+    """A chat whose history reaches `history` tokens by its last turn."""
     messages: list[dict[str, Any]] = []
     answers: list[Answer] = []
-    words = " apples and pears" * (HISTORY_TOKENS // (TURNS - 1) // 3)
+    words = " apples and pears" * (history // (TURNS - 1) // 3)
     async with httpx.AsyncClient(base_url=address, timeout=1200) as client:
         for turn in range(TURNS):
             text = f"What is {turn + 12} + {turn + 30}?"
             messages.append({"role": "user", "content": text if turn == TURNS - 1 else f"Note:{words}. {text}"})
-            answer = await ask(client, model, messages, 48)
+            answer = await ask(client, model, messages, 16)
             answers.append(answer)
             messages.append({"role": "assistant", "content": answer.text or "ok"})
     return answers
@@ -136,7 +141,8 @@ def serving(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         command += ["--log-level", "ERROR", "--decode-concurrency", "16", "--prompt-concurrency", "16"]
         model, probe = arguments.peer, "/v1/models"
     else:
-        command = [sys.executable, "-m", "mlx_gptoss.cli", "serve", "--model", arguments.model, "--port", str(port)]
+        command = [sys.executable, "-c", "from mlx_gptoss.cli import main; main()", "serve"]
+        command += ["--model", arguments.model, "--port", str(port)]
         command += ["--preload", "--parallel", "16", "--backend", arguments.backend]
         model, probe = arguments.model, "/health"
     with tempfile.TemporaryFile() as log:
@@ -166,11 +172,11 @@ def run_load(arguments: argparse.Namespace) -> dict[str, Any]:
     with serving(arguments) as (address, model):
         asyncio.run(load(address, model, 1, arguments.max_tokens))
         rows = [asyncio.run(load(address, model, streams, arguments.max_tokens)) for streams in arguments.streams]
-    print("| streams | tokens/s | first token p50 (ms) | p99 (ms) |\n|---|---|---|---|")
+    print("| streams | tokens/s | first token p50 (ms) | p99 (ms) | failed |\n|---|---|---|---|---|")
     for row in rows:
         print(
             f"| {row['streams']:.0f} | {row['tokens_per_s']} | {row['first_token_p50_ms']} "
-            f"| {row['first_token_p99_ms']} |"
+            f"| {row['first_token_p99_ms']} | {row['failed']} |"
         )
     return {"load": rows}
 
@@ -178,7 +184,7 @@ def run_load(arguments: argparse.Namespace) -> dict[str, Any]:
 def run_turns(arguments: argparse.Namespace) -> dict[str, Any]:
     with serving(arguments) as (address, model):
         asyncio.run(ask_once(address, model))
-        answers = asyncio.run(turns(address, model))
+        answers = asyncio.run(turns(address, model, arguments.history))
     print("| turn | prompt tokens | of them cached | first token (ms) |\n|---|---|---|---|")
     for turn, answer in enumerate(answers, 1):
         print(f"| {turn} | {answer.prompt_tokens} | {answer.cached_tokens} | {1e3 * answer.first_s:.0f} |")
@@ -216,6 +222,7 @@ def main() -> None:
         command.add_argument("--backend", default="auto", choices=["auto", "stock", "metal", "cuda"])
         command.add_argument("--peer", metavar="FOLDER", help="measure mlx-lm's server on this folder instead")
         command.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
+        command.add_argument("--history", type=int, default=HISTORY_TOKENS, help="tokens before the tenth turn")
         command.add_argument("--max-tokens", type=int, default=64)
         command.set_defaults(run=run)
     overhead = commands.add_parser("overhead")
