@@ -19,7 +19,7 @@ from tests.server.support import MODEL, WEATHER_TOOL, client_of, sse_events
 from tests.server.uncooperative import uncooperative_llm
 
 pytestmark = pytest.mark.anyio
-SEEDS = range(4)
+SEEDS = range(2)
 FUNCTION = WEATHER_TOOL["function"]
 PERSON: dict[str, Any] = {
     "type": "object",

@@ -219,7 +219,7 @@ def test_mutated_bodies(rig: Rig, path: str) -> None:
     method = "DELETE" if path == "/api/delete" else "POST"
 
     @settings(
-        max_examples=70 if len(BODIES[path]) > 5 else 30, deadline=None, derandomize=True, database=None,
+        max_examples=40 if len(BODIES[path]) > 5 else 20, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(mutated(BODIES[path]))
