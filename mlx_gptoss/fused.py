@@ -41,7 +41,7 @@ class FusedModel:
         dtype: mx.Dtype = mx.bfloat16,
         *,
         off: Collection[str] = (),
-        prefiller: GptOssModel | None = None,
+        stock: GptOssModel | None = None,
         tail: int = TAIL,
         chunk: int = PREFILL_CHUNK,
     ) -> None:
@@ -52,7 +52,7 @@ class FusedModel:
         self.dtype = dtype
         self.tail = tail
         self.board = Switchboard(backend, off)
-        self.stock = GptOssModel(config, weights, dtype) if prefiller is None else prefiller
+        self.stock = GptOssModel(config, weights, dtype) if stock is None else stock
         params = model_params(config.rms_norm_eps, config.swiglu_limit, config.swiglu_alpha)
         mx.eval(params)
         self._decoder = DecodeGraph(config, weights, self.board, dtype, params)

@@ -34,4 +34,4 @@ def on_backend(model: GptOssModel, backend: str) -> TokenModel:
         _LOG.warning("the kernels do not fit this model, MLX's own operations take their place: %s", problem)
         return model
     verdict = self_check(chosen, Shapes.of(model.config))
-    return FusedModel(model.config, model.weights, chosen, model.dtype, off=verdict.disabled, prefiller=model)
+    return FusedModel(model.config, model.weights, chosen, model.dtype, off=verdict.disabled, stock=model)

@@ -65,7 +65,7 @@ def test_the_bench_answers_as_stock_does(stock: GptOssModel) -> None:
     from tests.bench.backend import BenchBackend
 
     backend = BenchBackend(guard="fast")
-    fused = FusedModel(stock.config, stock.weights, backend, stock.dtype, prefiller=stock, tail=4)
+    fused = FusedModel(stock.config, stock.weights, backend, stock.dtype, stock=stock, tail=4)
     ids = prompt(QUESTION)
     assert len(ids) > 64
     ours, logits = greedy(fused, ids, STEPS)
@@ -86,7 +86,7 @@ def test_a_long_prompt_in_chunks_is_one_prompt(stock: GptOssModel) -> None:
     ids = (prompt(QUESTION) * 5)[:300]
     caches = []
     for chunk in (2048, 77):
-        model = FusedModel(stock.config, stock.weights, StockBackend(), stock.dtype, prefiller=stock, chunk=chunk)
+        model = FusedModel(stock.config, stock.weights, StockBackend(), stock.dtype, stock=stock, chunk=chunk)
         cache = model.make_cache()
         logits = model.prefill([ids], cache)
         assert logits is not None

@@ -61,7 +61,7 @@ def test_a_kernel_that_is_off_is_not_launched_and_not_missed(kernel: str) -> Non
     prompt = kernel.startswith("prefill")
     stock, want = reference(mx.bfloat16 if prompt else mx.float32)
     backend = BenchBackend(guard="fast")
-    model = FusedModel(stock.config, stock.weights, backend, stock.dtype, prefiller=stock, off={kernel})
+    model = FusedModel(stock.config, stock.weights, backend, stock.dtype, stock=stock, off={kernel})
     assert_close(logits_of(model, rows=2), want, 0.05 if prompt else 1e-3)
     assert kernel not in backend.launches
     assert len(set(backend.launches)) >= 8
@@ -89,7 +89,7 @@ def test_with_every_kernel_off_the_model_still_answers(fmt: str) -> None:
         weights = type(weights)(weights.embed, layers, weights.norm, head)
     stock = GptOssModel(config, weights)
     backend = BenchBackend()
-    model = FusedModel(config, weights, backend, prefiller=stock, off=set(CASES))
+    model = FusedModel(config, weights, backend, stock=stock, off=set(CASES))
     assert_close(logits_of(model, rows=3), logits_of(stock, rows=3), 0.05)
     assert backend.launches == []
 
@@ -99,7 +99,7 @@ def test_dense_experts_have_a_stand_in() -> None:
     weights = random_weights(config, seed=4, dense_experts=True)
     stock = GptOssModel(config, weights, mx.float32)
     off = {"moe_gate_up", "moe_down"}
-    model = FusedModel(config, weights, BenchBackend(), mx.float32, prefiller=stock, off=off)
+    model = FusedModel(config, weights, BenchBackend(), mx.float32, stock=stock, off=off)
     assert_close(logits_of(model), logits_of(stock), 1e-3)
 
 
