@@ -18,7 +18,7 @@ $(VENV)/.dev: $(VENV)/.run
 	touch $@
 
 demo: $(VENV)/.run
-	$(BIN)/mlx-gptoss generate --model demo --stats "What is 17 + 25?"
+	$(BIN)/mlx-gptoss generate --model demo --temperature 0 --stats "What is 17 + 25?"
 
 test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not clients and not metal and not cuda"
