@@ -1,5 +1,6 @@
-"""What a decoded token costs the host: the time to build a step's graph, without running it. `python -m
-benchmarks.host_cost`
+"""What a decoded token costs the host: the time to build a step's graph, without running it.
+
+    python -m benchmarks.host_cost
 
 Launch counts do not depend on sizes, so the released models' layers, heads and experts are taken with small matrices.
 Kernels are stood in for by one view each, which costs MLX about what a kernel's node does; what a GPU's driver and
