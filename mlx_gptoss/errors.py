@@ -1,21 +1,21 @@
 """Every error that mlx-gptoss raises on purpose.
 
-    GptOssError                     base; `str(error)` is one line fit for a user
-    ├── ConfigError                 config.json is missing, malformed or not gpt-oss
-    ├── CheckpointError             weights are missing, truncated, mistyped or corrupt
-    │   └── ConversionError         a source cannot be turned into a model folder
-    ├── ModelNotFoundError          a model name names nothing on this machine
-    ├── DownloadError               the hub cannot be reached or refused
-    ├── InsufficientMemoryError     the model or request cannot fit in memory
-    ├── InsufficientDiskError       not enough room on the target disk
-    ├── InvalidRequestError         a request that can never succeed as asked
-    │   ├── ContextOverflowError    prompt longer than the context
-    │   └── SchemaError             a JSON Schema that cannot be enforced
-    ├── QueueFullError              the engine's queue is at its bound; retry later
-    ├── EngineClosedError           the engine was closed or died
-    ├── CancelledError              the caller cancelled the request
-    ├── KernelError                 a kernel failed to compile or disagrees with its twin
-    └── InternalError               a bug of ours; says what to report
+GptOssError                     base; `str(error)` is one line fit for a user
+├── ConfigError                 config.json is missing, malformed or not gpt-oss
+├── CheckpointError             weights are missing, truncated, mistyped or corrupt
+│   └── ConversionError         a source cannot be turned into a model folder
+├── ModelNotFoundError          a model name names nothing on this machine
+├── DownloadError               the hub cannot be reached or refused
+├── InsufficientMemoryError     the model or request cannot fit in memory
+├── InsufficientDiskError       not enough room on the target disk
+├── InvalidRequestError         a request that can never succeed as asked
+│   ├── ContextOverflowError    prompt longer than the context
+│   └── SchemaError             a JSON Schema that cannot be enforced
+├── QueueFullError              the engine's queue is at its bound; retry later
+├── EngineClosedError           the engine was closed or died
+├── CancelledError              the caller cancelled the request
+├── KernelError                 a kernel failed to compile or disagrees with its twin
+└── InternalError               a bug of ours; says what to report
 """
 
 from __future__ import annotations

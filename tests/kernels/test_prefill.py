@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import mlx.core as mx
@@ -108,7 +109,7 @@ def test_sort_twin_agrees_with_the_kernel_on_every_array(backend: Backend, rng: 
 
 def swiglu_oracle(y: np.ndarray) -> np.ndarray:
     gate, linear = np.minimum(y[..., ::2], 7.0), np.clip(y[..., 1::2], -7.0, 7.0)
-    return gate / (1.0 + np.exp(-1.702 * gate)) * (linear + 1.0)
+    return np.asarray(gate / (1.0 + np.exp(-1.702 * gate)) * (linear + 1.0))
 
 
 def dense_oracle(x: np.ndarray, weights: Experts, owners: np.ndarray) -> np.ndarray:
@@ -117,7 +118,7 @@ def dense_oracle(x: np.ndarray, weights: Experts, owners: np.ndarray) -> np.ndar
     return np.stack([matrices[e] @ row + bias[e] for row, e in zip(x.astype(np.float64), owners, strict=True)])
 
 
-ROUTINGS = {
+ROUTINGS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "one_expert_takes_all": lambda rng, length: np.zeros((length, 1), dtype=np.int64) + np.array([0]),
     "spread": lambda rng, length: np.stack([rng.permutation(8)[:4] for _ in range(length)]),
     "last_expert_only": lambda rng, length: np.full((length, 1), 7),
@@ -180,7 +181,7 @@ def test_every_nibble_and_scale_decodes_exactly(backend: Backend, subnormal: boo
     if not subnormal:
         exponents = exponents[1:]  # a half's 2^-14 and a float keep the smallest scale only above 2^-126
     blocks = np.tile(np.arange(16, dtype=np.uint32), 2)
-    words = sum(blocks.reshape(4, 8)[:, i] << np.uint32(4 * i) for i in range(8)).astype(np.uint32)
+    words = np.bitwise_or.reduce([blocks.reshape(4, 8)[:, i] << np.uint32(4 * i) for i in range(8)]).astype(np.uint32)
     table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
     weights = Experts(
         mx.zeros((1, 32), dtype=mx.bfloat16),
@@ -237,6 +238,13 @@ def test_rope_adds_the_bias_and_turns_queries_and_keys(
     close(got[2], mx.array(plain[:, heads + kv_heads :].swapaxes(0, 1).astype(np.float32)), tolerance)
 
 
+def as_float32(
+    q: mx.array, k: mx.array, v: mx.array, sinks: mx.array
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    first, second, third, fourth = (np.array(array.astype(mx.float32)) for array in (q, k, v, sinks))
+    return first, second, third, fourth
+
+
 def attention_oracle(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, sinks: np.ndarray, offset: int, window: int | None
 ) -> np.ndarray:
@@ -283,11 +291,10 @@ def test_attention_matches_a_double_precision_oracle(
     sinks = floats(rng, heads, dtype=mx.bfloat16)
     beyond = mx.arange(capacity)[None, None, :, None] >= offset + length
     k, v = mx.where(beyond, mx.array(mx.nan, mx.bfloat16), k), mx.where(beyond, mx.array(mx.nan, mx.bfloat16), v)
-    arrays = [np.array(a.astype(mx.float32)) for a in (q[0], k[0], v[0], sinks)]
-    want = mx.array(attention_oracle(*arrays, offset, window).astype(np.float32))[None]  # type: ignore[misc]
+    want = mx.array(attention_oracle(*as_float32(q[0], k[0], v[0], sinks), offset, window).astype(np.float32))[None]
     close(prefill_attention(q, k, v, sinks, offset=offset, window=window, backend=backend), want, BF16)
     full = [a.astype(mx.float32) for a in (q, k, v, sinks)]
-    close(prefill_attention_twin(*full, offset=offset, window=window), want, 2e-5)  # type: ignore[misc]
+    close(prefill_attention_twin(*full, offset=offset, window=window), want, 2e-5)
 
 
 def test_attention_with_scores_that_grow_along_the_keys(backend: Backend) -> None:
@@ -298,8 +305,8 @@ def test_attention_with_scores_that_grow_along_the_keys(backend: Backend) -> Non
     v = mx.broadcast_to(mx.arange(136)[None, None, :, None] / 128, (1, 1, 136, 64)).astype(mx.bfloat16)
     sinks = mx.array([-50.0, 0.0, 50.0, 200.0, 1.0, 2.0, 3.0, 4.0])
     got = prefill_attention(q, k, v, sinks, offset=128, window=None, backend=backend)
-    arrays = [np.array(a.astype(mx.float32)) for a in (q[0], k[0], v[0], sinks)]
-    close(got, mx.array(attention_oracle(*arrays, 128, None).astype(np.float32))[None], BF16)  # type: ignore[misc]
+    want = attention_oracle(*as_float32(q[0], k[0], v[0], sinks), 128, None)
+    close(got, mx.array(want.astype(np.float32))[None], BF16)
 
 
 def test_attention_of_a_batch(backend: Backend, rng: np.random.Generator) -> None:
