@@ -10,8 +10,9 @@ from mlx_gptoss.registry import Registry
 from tests.server.support import scripted_registry
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A registry for each file: some of them delete models."""
     home: Path = tmp_path_factory.mktemp("home")
     return scripted_registry(home)
 
