@@ -24,6 +24,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     name: getattr(math, name) for name in ("sqrt", "sin", "cos", "tan", "log", "log10", "exp", "floor", "ceil")
 } | {"abs": abs, "round": round, "min": min, "max": max}
 _LARGEST_EXPONENT = 1024
+_LARGEST_POWER_BITS = 1 << 16
 
 
 def _evaluate(node: ast.expr) -> Any:
@@ -35,9 +36,12 @@ def _evaluate(node: ast.expr) -> Any:
         return _UNARY[type(node.op)](_evaluate(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
         left, right = _evaluate(node.left), _evaluate(node.right)
-        # An unbounded power of whole numbers could take all memory.
-        if isinstance(node.op, ast.Pow) and abs(right) > _LARGEST_EXPONENT:
-            raise ValueError(f"exponent beyond {_LARGEST_EXPONENT}")
+        # An unbounded power of whole numbers, or a power of a power, could take all memory.
+        if isinstance(node.op, ast.Pow):
+            if abs(right) > _LARGEST_EXPONENT:
+                raise ValueError(f"exponent beyond {_LARGEST_EXPONENT}")
+            if isinstance(left, int) and left.bit_length() * abs(right) > _LARGEST_POWER_BITS:
+                raise ValueError("the power is too large")
         return _BINARY[type(node.op)](left, right)
     if (
         isinstance(node, ast.Call)

@@ -92,10 +92,20 @@ class FunctionTool:
                 module = importlib.import_module(location)
             except ImportError as error:
                 raise InvalidRequestError("no such tool module", param="tool", got=location) from error
+            except Exception as error:
+                raise InvalidRequestError(
+                    "the tool module does not run", param="tool", got=str(error), where=location
+                ) from error
         function = getattr(module, attribute, None)
         if not callable(function):
             raise InvalidRequestError("no such function", param="tool", got=attribute, where=location)
-        return cls.of(function)
+        try:
+            return cls.of(function)
+        except (AttributeError, TypeError, ValueError) as error:
+            # Some callables have no name, or no signature that Python can tell.
+            raise InvalidRequestError(
+                "not a function that can be described", param="tool", got=str(error), where=target
+            ) from error
 
 
 class ToolBox:

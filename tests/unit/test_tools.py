@@ -79,7 +79,15 @@ def test_load_from_file_and_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["nothing", "no_such_module_x:f", "mlx_gptoss.tools.builtin:absent", "/no/file.py:f"]
+    "target",
+    [
+        "nothing",
+        "no_such_module_x:f",
+        ".relative:f",
+        "mlx_gptoss.tools.builtin:absent",
+        "/no/file.py:f",
+        "builtins:dict",
+    ],
 )
 def test_load_names_what_is_missing(target: str) -> None:
     with pytest.raises(InvalidRequestError):
@@ -93,7 +101,9 @@ def test_calculate(expression: str, value: str) -> None:
     assert calculate(expression) == value
 
 
-@pytest.mark.parametrize("expression", ["__import__('os')", "a.b", "9 ** 99999", "'x' * 3", "[1]", "1" * 2000])
+@pytest.mark.parametrize(
+    "expression", ["__import__('os')", "a.b", "9 ** 99999", "(9 ** 999) ** 999", "'x' * 3", "[1]", "1" * 2000]
+)
 def test_calculate_refuses_what_is_not_arithmetic(expression: str) -> None:
     with pytest.raises((ValueError, SyntaxError)):
         calculate(expression)
