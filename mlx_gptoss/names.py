@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def _converted_twin(folder: Path, registry: Registry) -> Path:
         if entry.is_file():
             status = entry.stat()
             stamp.update(f"{entry.name}:{status.st_size}:{status.st_mtime_ns}".encode())
-    label = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in folder.resolve().name)
+    # What a model name may consist of: ASCII, and no two dots in a row.
+    label = re.sub(r"[^A-Za-z0-9_.-]|\.(?=\.)", "-", folder.resolve().name)
     return registry.home / "models" / canonical_name(f"local-{label[:40]}-{stamp.hexdigest()[:12]}")
 
 

@@ -36,6 +36,8 @@ SHORT_NAMES: Mapping[str, str] = {
 }
 DEFAULT_VARIABLE = "MLX_GPTOSS_MODEL"
 HOME_VARIABLE = "MLX_GPTOSS_HOME"
+# File systems take 255 bytes a name; a suffix and the two letters of a separator must fit as well.
+_LONGEST_NAME = 200
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _NAME = re.compile(rf"(?:{_PART}/)?{_PART}(?::{_PART})?")
 
@@ -66,7 +68,7 @@ def canonical_name(name: str) -> str:
     short = stripped.removesuffix(":latest") if stripped not in SHORT_NAMES else stripped
     if short in SHORT_NAMES:
         return SHORT_NAMES[short]
-    if not _NAME.fullmatch(short) or ".." in short:
+    if not _NAME.fullmatch(short) or ".." in short or len(short) > _LONGEST_NAME:
         raise InvalidRequestError(
             "not a model name",
             param="model",
@@ -128,12 +130,14 @@ class Registry:
         found = []
         root = self.home / "models"
         for path in sorted(root.iterdir()) if root.is_dir() else []:
-            manifest = path / "manifest.json"
-            if not manifest.is_file():
+            try:
+                modified = (path / "manifest.json").stat().st_mtime
+                size = sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file())
+            except OSError:
+                # Not complete, or being deleted while we look.
                 continue
-            size = sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file())
             name = path.name.replace("--", "/", 1).replace("@", ":")
-            found.append(InstalledModel(name, path, size, manifest.stat().st_mtime))
+            found.append(InstalledModel(name, path, size, modified))
         return sorted(found, key=lambda model: -model.modified)
 
     def find(self, name: str) -> InstalledModel:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_gptoss import names
 from mlx_gptoss.errors import GptOssError, InvalidRequestError, ModelNotFoundError
 from mlx_gptoss.registry import Alias, Registry, canonical_name
 
@@ -42,7 +43,10 @@ def test_short_names(short: str, full: str) -> None:
     assert canonical_name(short) == full
 
 
-@pytest.mark.parametrize("name", ["", "..", "../x", "a/../b", "a/b/c", "a b", "/etc", "é", "a" * 200])
+@pytest.mark.parametrize(
+    "name",
+    ["", "..", "../x", "a/../b", "a/b/c", "a b", "/etc", "é", "a" * 200, "a" * 90 + "/" + "b" * 90 + ":" + "c" * 90],
+)
 def test_bad_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequestError):
         canonical_name(name)
@@ -106,6 +110,18 @@ def test_an_alias_cannot_hide_a_model(registry: Registry) -> None:
         registry.set_alias(Alias("20b", "20b"))
     with pytest.raises(ModelNotFoundError):
         registry.set_alias(Alias("mine", "a/absent"))
+
+
+@pytest.mark.parametrize("name", ["modèle", "a..b", "...x", "日本", "x" * 80])
+def test_a_checkpoint_folder_may_have_any_name(
+    name: str, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "mine" / name
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(names, "convert_source", lambda source, target, *, progress: target)
+    target = names.resolve_model(checkpoint, registry=registry)
+    assert target == registry.model_folder(target.name)
 
 
 def test_unreadable_state_says_which_file(registry: Registry) -> None:
