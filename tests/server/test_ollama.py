@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mlx_gptoss.llm import GptOss
 from mlx_gptoss.registry import Registry
 from tests.server.support import MODEL, WEATHER_TOOL, client_of, lines_of, scripted_app
 
@@ -112,6 +113,25 @@ async def test_generate_without_a_prompt_loads_and_unloads(client: httpx.AsyncCl
 async def test_keep_alive_zero_unloads_after_the_answer(client: httpx.AsyncClient) -> None:
     await chat(client, "hi", keep_alive=0)
     assert (await client.get("/api/ps")).json() == {"models": []}
+
+
+async def test_keep_alive_zero_loads_once(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = scripted_app(registry)
+    manager = app.state.service.models
+    loaded: list[str] = []
+    loader = manager._loader
+
+    def counting(name: str, /) -> GptOss:
+        loaded.append(name)
+        model: GptOss = loader(name)
+        return model
+
+    monkeypatch.setattr(manager, "_loader", counting)
+    async with client_of(app) as client:
+        body = {"model": MODEL, "prompt": "hi", "keep_alive": 0, "stream": False}
+        assert (await client.post("/api/generate", json=body)).status_code == 200
+        assert loaded == [MODEL]
+        assert (await client.get("/api/ps")).json() == {"models": []}
 
 
 async def test_raw_is_plain_text(client: httpx.AsyncClient) -> None:

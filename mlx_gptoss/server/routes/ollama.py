@@ -30,6 +30,8 @@ from mlx_gptoss.server.wire.ollama import (
     keep_alive_of,
 )
 
+# How long a model stays between counting a prompt and answering it.
+_BETWEEN_S = 5.0
 router = APIRouter(tags=["ollama"])
 
 
@@ -50,7 +52,9 @@ async def generate(request: Request) -> Response:
     writer = LineWriter(body.model, chat=False, hide_thinking=body.think is False)
     prompt_ids: tuple[int, ...] = ()
     if body.context or not body.raw:
-        async with service.models.use(body.model, keep_alive) as lease:
+        wanted = service.settings.keep_alive_s if keep_alive is None else keep_alive
+        # The answer follows: a model that is to go after it must not go, and be loaded again, before it.
+        async with service.models.use(body.model, wanted or _BETWEEN_S) as lease:
             system = body.system or (alias.system if alias is not None else None)
             plain = generate_request(body, defaults, system=system, continuation=None)
             prompt_ids = await _prompt_ids(lease, plain, body)

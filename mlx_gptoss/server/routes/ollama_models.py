@@ -200,7 +200,13 @@ async def _pulling(request: Request, name: str) -> AsyncIterator[dict[str, Any]]
 
     yield {"status": "pulling manifest"}
     job = asyncio.ensure_future(asyncio.to_thread(work))
-    job.add_done_callback(lambda _: queue.put_nowait(None))
+
+    def ended(done: asyncio.Future[None]) -> None:
+        if not done.cancelled():
+            done.exception()  # Read, so that a client that has left is no warning.
+        queue.put_nowait(None)
+
+    job.add_done_callback(ended)
     last: dict[str, Any] = {}
     while (progress := await queue.get()) is not None:
         word = f"pulling {progress.file}" if progress.phase == "download" else "converting"
