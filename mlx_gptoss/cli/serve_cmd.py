@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mlx_gptoss.registry import DEFAULT_VARIABLE
 from mlx_gptoss.server.settings import DEFAULT_PORT, MIB, ServerSettings
 
 
@@ -22,7 +23,9 @@ def parse_duration(text: str) -> float:
 
 
 @click.command()
-@click.option("-m", "--model", default=None, help="Default model: a folder, demo, 20b, 120b or a hub id.")
+@click.option(
+    "-m", "--model", envvar=DEFAULT_VARIABLE, default=None, help="Default model: a folder, demo, 20b, 120b or a hub id."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind; beyond loopback needs a key.")
 @click.option("-p", "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True)
 @click.option(
