@@ -7,6 +7,7 @@ import itertools
 import os
 import queue
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,8 +47,7 @@ class SpillStore:
     def __init__(self, folder: Path, budget: int, make_cache: Callable[[], Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
-        self._folder = folder / f"{_FOLDER}{os.getpid()}-{id(self):x}"
-        self._folder.mkdir(mode=0o700)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=folder))
         self._budget = budget
         self._make_cache = make_cache
         self._entries: list[Spilled] = []
