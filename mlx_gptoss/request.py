@@ -44,7 +44,9 @@ class SamplingParams:
             ("frequency_penalty", -100.0, 100.0),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            # A whole number is finite, and may be too large for math.isfinite.
+            if not number or (isinstance(value, float) and not math.isfinite(value)):
                 raise InvalidRequestError(f"{name} is not a finite number", param=name, got=repr(value))
             if not low <= value <= high:
                 raise InvalidRequestError(

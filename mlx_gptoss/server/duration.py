@@ -14,8 +14,9 @@ def duration_seconds(value: str | float | int) -> float:
     if isinstance(value, bool):
         raise ValueError(f"not a duration: {value!r}")
     if isinstance(value, int | float):
-        if not math.isfinite(value):
-            raise ValueError(f"not a duration: {value!r}")
+        # A whole number may be beyond what a float can hold.
+        if not abs(value) < 1e300:
+            raise ValueError(f"not a duration: {value!r}"[:100])
         return float(value)
     text = value.strip()
     sign = -1.0 if text.startswith("-") else 1.0

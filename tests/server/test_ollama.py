@@ -134,6 +134,11 @@ async def test_keep_alive_zero_loads_once(registry: Registry, monkeypatch: pytes
         assert (await client.get("/api/ps")).json() == {"models": []}
 
 
+async def test_a_model_kept_for_thousands_of_years_is_listed(client: httpx.AsyncClient) -> None:
+    await chat(client, "hi", keep_alive=1e12)
+    assert [model["expires_at"][:4] for model in (await client.get("/api/ps")).json()["models"]] == ["9999"]
+
+
 async def test_raw_is_plain_text(client: httpx.AsyncClient) -> None:
     body = {"model": MODEL, "prompt": "plain", "raw": True, "stream": False, "options": {"num_predict": 4}}
     assert (await client.post("/api/generate", json=body)).status_code == 200
@@ -147,6 +152,9 @@ async def test_raw_is_plain_text(client: httpx.AsyncClient) -> None:
         ("/api/generate", {"prompt": "x", "format": "xml"}, "format"),
         ("/api/generate", {"prompt": "x", "options": {"temperature": "hot"}}, "temperature"),
         ("/api/generate", {"prompt": "x", "options": {"seed": 1.5}}, "seed"),
+        ("/api/generate", {"prompt": "x", "options": {"temperature": 10**400}}, "temperature"),
+        ("/api/generate", {"prompt": "x", "keep_alive": 10**400}, "duration"),
+        ("/api/create", {"name": "bad", "from": MODEL, "parameters": {"temperature": "hot"}}, "temperature"),
         ("/api/generate", {"prompt": "x", "keep_alive": "soon"}, "duration"),
         ("/api/chat", {"messages": [{"role": "alien", "content": "x"}]}, "role"),
         ("/api/embed", {"input": "x"}, "embeddings"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +21,7 @@ from mlx_gptoss.server.failure import body_of
 from mlx_gptoss.server.generation import guarded
 from mlx_gptoss.server.http import NDJSON, body_schema, ndjson, read_body, service_of, stream_failure, streaming
 from mlx_gptoss.server.openapi import answers
+from mlx_gptoss.server.wire.ollama import options_of
 
 # Clients switch features on by this version: it names the level of Ollama's API that is spoken here.
 OLLAMA_API_VERSION = "0.13.0"
@@ -115,7 +115,8 @@ async def ps(request: Request) -> Response:
     listed = []
     for model in manager.loaded():
         entry, _ = await asyncio.to_thread(_entry, request, model.name)
-        expires = FOREVER if math.isinf(model.expires_at) else datetime.fromtimestamp(model.expires_at, UTC)
+        forever = model.expires_at >= FOREVER.timestamp()
+        expires = FOREVER if forever else datetime.fromtimestamp(model.expires_at, UTC)
         listed.append(
             {
                 **_tag(entry),
@@ -261,6 +262,7 @@ async def create(request: Request) -> Response:
         )
     if not body.base:
         raise InvalidRequestError("from is required", param="from")
+    options_of(body.parameters, None)  # What is wrong with them is said now, not at every request.
     manager = service_of(request).models
     manager.target(body.base)
     alias = Alias(canonical_name(body.named), body.base, body.system, body.parameters or {})

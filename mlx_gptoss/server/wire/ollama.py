@@ -158,13 +158,14 @@ def options_of(options: Mapping[str, Any] | None, logprobs: int | None) -> Optio
             raise InvalidRequestError(
                 f"option {key!r} is not a number", param=key, expected=kind.__name__, got=repr(value)
             )
-        given[name] = kind(value)
+        try:
+            given[name] = kind(value)
+        except OverflowError:
+            raise InvalidRequestError(f"option {key!r} is out of range", param=key) from None
     if given.get("repetition_context", 0) < 0:
         given["repetition_context"] = 1 << 20
     if given.get("top_k", 0) < 0:
         given["top_k"] = 0
-    if given.get("seed") in (0, -1) and "seed" not in (options or {}):
-        given.pop("seed")
     stop = values.get("stop")
     stops = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
