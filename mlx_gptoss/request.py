@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 from mlx_gptoss.errors import InvalidRequestError
@@ -52,6 +53,10 @@ class SamplingParams:
                 raise InvalidRequestError(
                     f"{name} is out of range", param=name, expected=f"{low} to {high}", got=repr(value)
                 )
+        for name in ("top_k", "repetition_context", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not (value is None or isinstance(value, Integral)):
+                raise InvalidRequestError(f"{name} is not a whole number", param=name, got=repr(value))
         if self.top_k < 0:
             raise InvalidRequestError("top_k is negative", param="top_k", got=str(self.top_k))
         if self.logprobs is not None and not 0 <= self.logprobs <= 20:

@@ -253,12 +253,21 @@ class Engine:
         for generation in unwanted:
             _finish_unstarted(generation, generation.cancel_reason or "timeout")
         for generation in starting:
-            request = generation.request
-            prompt = np.array(request.prompt_ids, dtype=np.int32)
-            room = self._context - len(prompt)
-            limit = room if request.max_tokens is None else min(request.max_tokens, room)
-            cuts = choose_cuts(request.boundaries, len(prompt), self._options.snapshot_gap)
-            scheduler.add(Sequence(generation, prompt, limit, cuts))
+            try:
+                scheduler.add(self._sequence(generation))
+            except Exception as error:
+                # One request that cannot start must not take the others down with the thread.
+                what = InternalError("the request cannot start", got=f"{type(error).__name__}: {error}")
+                _finish_unstarted(generation, "error", what)
+
+    def _sequence(self, generation: Generation) -> Sequence:
+        request = generation.request
+        prompt = np.array(request.prompt_ids, dtype=np.int32)
+        room = self._context - len(prompt)
+        limit = room if request.max_tokens is None else min(request.max_tokens, room)
+        return Sequence(
+            generation, prompt, limit, choose_cuts(request.boundaries, len(prompt), self._options.snapshot_gap)
+        )
 
     def _report(self, scheduler: Scheduler) -> None:
         totals, prefixes = scheduler.totals, self._prefixes

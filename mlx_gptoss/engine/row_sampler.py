@@ -14,6 +14,9 @@ from mlx_gptoss.request import SamplingParams
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_LONGEST_CONTEXT = 1 << 20
+_COLDEST = 1e-30
+"""Below this temperature a draw is greedy: its inverse would overflow float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,11 @@ class RowSampler:
 
     def __init__(self, params: SamplingParams, prompt_ids: Iterable[int] = ()) -> None:
         self.params = params
-        self.greedy = params.temperature == 0 or params.top_k == 1
-        self._seed = secrets.randbits(64) if params.seed is None else _mix(params.seed & _MASK64)
+        self.greedy = params.temperature < _COLDEST or params.top_k == 1
+        self._seed = secrets.randbits(64) if params.seed is None else _mix(int(params.seed) & _MASK64)
         self._drawn = 0
         self._counts: Counter[int] = Counter()
-        self._recent: deque[int] = deque(prompt_ids, maxlen=max(params.repetition_context, 0))
+        self._recent: deque[int] = deque(prompt_ids, maxlen=min(max(params.repetition_context, 0), _LONGEST_CONTEXT))
         self._fixed = bool(params.logit_bias)
         self.penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         """Whether the next draw depends on the tokens before it."""

@@ -36,6 +36,37 @@ def test_nan_logits_end_their_own_request_only() -> None:
         assert "not finite" in str(sick.finished.error)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(repetition_penalty=1.5, repetition_context=10**30),
+        SamplingParams(top_k=10**30),
+        SamplingParams(seed=-(10**30)),
+        SamplingParams(temperature=5e-324),
+    ],
+)
+def test_extreme_sampling_is_answered(sampling: SamplingParams) -> None:
+    with engine_of(FakeModel()) as engine:
+        assert len(ids(engine.submit(ask([1, 2, 3], 5, sampling=sampling)))) == 5
+
+
+def test_a_request_that_cannot_start_fails_alone() -> None:
+    model = FakeModel()
+    with engine_of(model) as engine:
+        sick = engine.submit(ask([1, 2, 3], 5, boundaries=("one",)))
+        finished = sick.wait(5)
+        assert finished is not None
+        assert isinstance(finished.error, InternalError)
+        assert ids(engine.submit(ask([1, 2, 3], 20))) == model.alone([1, 2, 3], 20)
+
+
+@pytest.mark.parametrize("field", ["top_k", "repetition_context", "seed"])
+@pytest.mark.parametrize("value", [1.5, "1", True])
+def test_whole_numbers_are_whole(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError, match=field):
+        SamplingParams(**{field: value})  # type: ignore[arg-type]  # wrong on purpose
+
+
 def test_a_request_that_breaks_prefill_fails_alone() -> None:
     model = FakeModel()
     model.break_prefill = lambda tokens: 99 in tokens
