@@ -247,7 +247,7 @@ def parse_manifest(data: object, where: str) -> Manifest:
     tensors = tuple(_tensor(item, files, where) for item in top.items("tensors"))
     _check_disjoint(tensors, where)
     formats: dict[str, LinearFormat] = {}
-    for name in top.child("formats").keys():  # noqa: SIM118
+    for name in top.child("formats").keys():  # noqa: SIM118 - as above
         entry = _Object(top.child("formats").get(name), f"formats.{name}", where)
         kind = entry.text("format")
         if kind not in FORMATS:
@@ -260,7 +260,7 @@ def parse_manifest(data: object, where: str) -> Manifest:
     return Manifest(
         version=version,
         source=SourceRecord(source.text("kind"), source.text("name"), revision, source.text("fingerprint")),
-        precision={name: precision.text(name) for name in precision.keys()},  # noqa: SIM118
+        precision={name: precision.text(name) for name in precision.keys()},  # noqa: SIM118 - as above
         formats=formats,
         files=files,
         tensors=tensors,
