@@ -47,6 +47,8 @@ class ModelHealth:
     experts: int
     precision: dict[str, str]
     source: str
+    loading: str = ""
+    """How weights are loaded: `wrapped` where Metal maps them where they lie, `read` elsewhere; empty on a problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,9 @@ def examine_folder(path: Path) -> ModelHealth:
         return ModelHealth(str(path), f"{error.strerror or error}", 0, 0, 0, {}, "")
     size = sum((path / file).stat().st_size for file in manifest.files)
     precision = {part: str(choice) for part, choice in manifest.precision.items()}
-    return ModelHealth(str(path), "", size, config.num_layers, config.num_experts, precision, manifest.source.kind)
+    loading = "wrapped" if loader.can_wrap() else "read"
+    source = manifest.source.kind
+    return ModelHealth(str(path), "", size, config.num_layers, config.num_experts, precision, source, loading)
 
 
 def _kernels(backend: Backend, model: Path | None, kernels: tuple[str, ...]) -> tuple[KernelReport, ...]:

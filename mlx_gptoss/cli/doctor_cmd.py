@@ -67,6 +67,9 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     if diagnosis.model is not None:
         health = diagnosis.model
         good = f"sound, {health.size_bytes / 1e9:.2f} GB, {health.layers} layers, {health.experts} experts"
+        good += (
+            "; weights are mapped where they lie" if health.loading == "wrapped" else "; weights are read into memory"
+        )
         facts.add_row("model", f"{health.path}: {health.problem or good}")
     console.print(facts, soft_wrap=True)
     if diagnosis.kernels:

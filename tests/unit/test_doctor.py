@@ -102,3 +102,15 @@ def test_a_damaged_folder_is_named_not_raised(tmp_path: Path, damage: str) -> No
 def test_a_back_end_this_machine_lacks_is_refused() -> None:
     result = CliRunner().invoke(command, ["--backend", "metal"])
     assert isinstance(result.exception, KernelError)
+
+
+def test_the_folder_says_how_its_weights_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_gptoss import loader
+    from mlx_gptoss.doctor import examine_folder
+    from tests.tiny import tiny_config, write_model_folder
+
+    folder = tmp_path / "model"
+    write_model_folder(folder, tiny_config())
+    for wraps, said in ((True, "wrapped"), (False, "read")):
+        monkeypatch.setattr(loader, "can_wrap", lambda wraps=wraps: wraps)
+        assert examine_folder(folder).loading == said
