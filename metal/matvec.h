@@ -164,9 +164,9 @@ METAL_FUNC void load_block(
 
 // acc[s * R + r] += sum over this lane's chunks of row r times activation s.
 //
-// The chunks are first .. first + count - 1 of each row; `x` holds them permuted by L from `offsets[s]` on (in float4s),
-// with chunk `first` at its start. `block` holds the first block already; each next one is loaded before the present one
-// is used.
+// The chunks are first .. first + count - 1 of each row; `x` holds them permuted (see common.h) from `offsets[s]` on, in
+// float4s and by groups of L, with chunk `first` at its start. `block` holds the first block already; each next one is
+// loaded before the present one is used.
 template <int FORMAT, int GROUP, int K, int R, int S, int UNROLL, int L, typename Q, typename X>
 METAL_FUNC void matvec(
     const device uint* weight,
@@ -183,15 +183,19 @@ METAL_FUNC void matvec(
     thread float* acc) {
   constexpr int CHUNK = chunk_values(FORMAT);
   constexpr int PIECE = CHUNK < 8 ? CHUNK : 8;
+  constexpr int SHARED = 4 * L / CHUNK;  // chunks of the weight in one of the activation's
 #pragma clang loop unroll(disable)
   for (int step = 0; step * 32 < count; step += UNROLL) {
     Block<Q, R * UNROLL> next;
     if ((step + UNROLL) * 32 < count) {
       load_block<FORMAT, GROUP, K, R, UNROLL>(weight, scales, biases, rows, first, step + UNROLL, count, lane, next);
     }
+    // Or a compiler moves the loads down to where they are used, and each is waited for in its turn.
+    simdgroup_barrier(mem_flags::mem_none);
 #pragma clang loop unroll(full)
     for (int u = 0; u < UNROLL; ++u) {
       int c = metal::min((step + u) * 32 + int(lane), count - 1);
+      int at = c / SHARED + c % SHARED * (CHUNK / 4) * stride;
       float part[S * R];
       float total[S];
 #pragma clang loop unroll(full)
@@ -213,7 +217,7 @@ METAL_FUNC void matvec(
         for (int s = 0; s < S; ++s) {
 #pragma clang loop unroll(full)
           for (int j = 0; j < PIECE / 4; ++j) {
-            float4 y = read4(x, offsets[s] + permuted<L>(c * (CHUNK / 4) + piece * (PIECE / 4) + j, stride));
+            float4 y = read4(x, offsets[s] + at + (piece * (PIECE / 4) + j) * stride);
             if (is_affine(FORMAT)) {
               total[s] += (y.x + y.y) + (y.z + y.w);
             }

@@ -38,8 +38,8 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   int out_at = out % (S * ROWS) / ROWS * N + out_row;
   bool writes = out < GROUPS * S * ROWS && out_row < N;
   float start = writes ? x[out_at] : 0.0f;
-  for (int i = int(lane); i < S * ROWS; i += 32) {
-    mine[i] = 0.0f;
+  if (int(lane) < S * ROWS) {
+    mine[lane] = 0.0f;
   }
   simdgroup_barrier(mem_flags::mem_threadgroup);
   const device uint* words = (const device uint*)weight;
@@ -54,8 +54,9 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
       for (int r = 0; r < ROWS; ++r) {
         rows[r] = size_t(expert) * N + metal::min(first + r, N - 1);
       }
-      for (int member = pick; member < S * TOPK; ++member) {
-        if (member == pick || (S > 1 && picks[member] == expert)) {
+      int end = S > 1 ? S * TOPK : pick + 1;
+      for (int member = pick; member < end; ++member) {
+        if (member == pick || picks[member] == expert) {
           int offset = member * (K / 4);
           float share = weights[member];
           float acc[ROWS];
@@ -69,9 +70,11 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
           matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
               words, scales, scales, rows, h, &offset, K / 32, 0, COUNT, lane, block, acc);
           for (int r = 0; r < ROWS; ++r) {
-            float sum = simd_sum(acc[r]);
-            if (lane == 0) {
-              mine[member / TOPK * ROWS + r] += share * (sum + own[r]);
+            acc[r] = simd_sum(acc[r]);
+          }
+          if (lane == 0) {
+            for (int r = 0; r < ROWS; ++r) {
+              mine[member / TOPK * ROWS + r] += share * (acc[r] + own[r]);
             }
           }
         }

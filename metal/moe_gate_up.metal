@@ -33,11 +33,15 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   uint lane = thread_index_in_simdgroup;
   int pick = int(threadgroup_position_in_grid.y);
   int sequence = S == 1 ? 0 : pick / TOPK;
-  float weight_of_pick = 0.0f;
-  int expert = pick_expert<E, TOPK>(logits + sequence * E, pick - sequence * TOPK, lane, weight_of_pick);
-  if (threadgroup_position_in_grid.x == 0 && simdgroup_index_in_threadgroup == 0 && lane == 0) {
-    picks[pick] = expert;
-    weights[pick] = weight_of_pick;
+  int expert = pick_expert<E>(logits + sequence * E, pick - sequence * TOPK, lane);
+  if (threadgroup_position_in_grid.x == 0 && simdgroup_index_in_threadgroup == 0) {
+    int ranked = 0;
+    float share = 0.0f;
+    best_experts<E, TOPK>(logits + sequence * E, lane, ranked, share);
+    if (int(lane) == pick - sequence * TOPK) {
+      picks[pick] = ranked;
+      weights[pick] = share;
+    }
   }
   for (int s = 0; s < sequence; ++s) {
     if (rank_of<E>(logits + s * E, expert, lane) < TOPK) {

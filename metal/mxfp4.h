@@ -9,8 +9,9 @@ using namespace metal;
 
 // Times 2^-14, unscaled: nibbles i and i + 4 of `word`, i = 0..3, as (x, y).
 METAL_FUNC half2 mxfp4_pair(uint word, int i) {
-  uint w = word >> (4 * i);
-  return as_type<half2>(((w & 0x00070007u) << 9) | ((w & 0x00080008u) << 12));
+  uint magnitude = i < 3 ? word << (9 - 4 * i) : word >> (4 * i - 9);
+  uint sign = word << (12 - 4 * i);
+  return as_type<half2>((magnitude & 0x0e000e00u) | (sign & 0x80008000u));
 }
 
 // The block's scale times 2^14, for products with mxfp4_pair. Exact for exponents up to 240 (weights below 2^113);

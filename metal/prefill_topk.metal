@@ -20,15 +20,7 @@ template <int E, int TOPK, int SIMDGROUPS>
   if (token < params[0]) {
     int mine = 0;
     float my_weight = 0.0f;
-#pragma clang loop unroll(full)
-    for (int rank = 0; rank < TOPK; ++rank) {
-      float weight = 0.0f;
-      int expert = pick_expert<E, TOPK>(logits + token * E, rank, thread_index_in_simdgroup, weight);
-      if (int(thread_index_in_simdgroup) == rank) {
-        mine = expert;
-        my_weight = weight;
-      }
-    }
+    best_experts<E, TOPK>(logits + token * E, thread_index_in_simdgroup, mine, my_weight);
     if (int(thread_index_in_simdgroup) < TOPK) {
       picks[token * TOPK + int(thread_index_in_simdgroup)] = mine;
       weights[token * TOPK + int(thread_index_in_simdgroup)] = my_weight;

@@ -110,12 +110,12 @@ def translate(
     for argument, dtype in zip(kernel.inputs, input_dtypes, strict=True):
         kind = _type_name(dtype, kernel.name)
         parameters.append(f"const {kind}* {argument.name}")
-        entry_parameters.append(f"const {kind}* __restrict__ {argument.name}")
+        entry_parameters.append(f"const {kind}* {argument.name}")
         arguments.append(argument.name)
     for argument, dtype in zip(kernel.outputs, output_dtypes, strict=True):
         kind = _type_name(dtype, kernel.name)
         parameters.append(f"{kind}* {argument.name}")
-        entry_parameters.append(f"{kind}* __restrict__ {argument.name}")
+        entry_parameters.append(f"{kind}* {argument.name}")
         arguments.append(argument.name)
     for name in kernel.builtins:
         parameters.append(f"{BUILTINS[name]} {name}")
