@@ -34,6 +34,9 @@ from benchmarks.device_backend import device_backend
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router, top_tokens
 from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.draw import draw
+from mlx_gptoss.kernels.draw_twin import draw_twin
+from mlx_gptoss.kernels.draws import Draws
 from mlx_gptoss.kernels.layout import model_params, unpermute_activation
 from mlx_gptoss.kernels.tuning import Attention, Rows, Tuning, tuning_for
 from mlx_gptoss.weights import Experts, Linear
@@ -322,6 +325,18 @@ class Bench:
         stock = gpu_us(lambda _i, x: x + mx.argmax(x, axis=-1, keepdims=True).astype(mx.float32), logits)
         return Timed("top_tokens + add", "count 1", us, 3 * logits.nbytes / 1e6, error, stock)
 
+    def draw(self, top_p: float) -> Timed:
+        """All launches of a draw, beside the same in MLX's operations."""
+        logits = mx.random.normal((1, VOCAB)) * 6
+        draws = Draws((1.0,), (0.6,), (0,), (top_p,), (0.0,))
+        mx.eval(logits)
+        got, want = draw(logits, draws, backend=self.backend), draw_twin(logits, logits, draws, logprobs=False)
+        error = 0.0 if mx.array_equal(got.tokens, want.tokens) else 9.9
+
+        us = gpu_us(lambda _i, x: x + draw(x, draws, backend=self.backend).peaks[:, None], logits)
+        stock = gpu_us(lambda _i, x: x + draw_twin(x, x, draws, logprobs=False).tokens[:, None], logits)
+        return Timed("draw + add", f"top_p {top_p}", us, 3 * logits.nbytes / 1e6, error, stock)
+
     @staticmethod
     def _position() -> tuple[mx.array, mx.array, mx.array]:
         q = mx.random.normal((1, HEADS, 64)) * 2
@@ -343,6 +358,8 @@ def cases(bench: Bench) -> Iterator[Callable[[], Timed]]:
     for fmt in ("bf16", "q8"):
         yield lambda fmt=fmt: bench.head(fmt)  # type: ignore[misc]  # bound now
     yield bench.top
+    for top_p in (1.0, 0.9):
+        yield lambda top_p=top_p: bench.draw(top_p)  # type: ignore[misc]  # bound now
     for batch in (4, 8):
         yield lambda batch=batch: bench.qkv("bf16", batch)  # type: ignore[misc]  # bound now
         yield lambda batch=batch: bench.out("bf16", batch)  # type: ignore[misc]  # bound now

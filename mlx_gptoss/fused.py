@@ -13,7 +13,8 @@ from mlx_gptoss.errors import ConfigError, ContextOverflowError, InvalidRequestE
 from mlx_gptoss.fused_decode import DecodeGraph, Plan, Replays, StepInputs
 from mlx_gptoss.fused_prefill import PrefillGraph
 from mlx_gptoss.kernels.attention import FULL, cache_lengths, parts_for
-from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.backend import Backend, StockBackend
+from mlx_gptoss.kernels.draw import DRAW_KERNELS
 from mlx_gptoss.kernels.layout import HEAD_DIM, MAX_BATCH, model_params
 from mlx_gptoss.kernels.switchboard import Switchboard
 from mlx_gptoss.kernels.tuning import tuning_for
@@ -58,6 +59,11 @@ class FusedModel:
         self._decoder = DecodeGraph(config, weights, self.board, dtype, params)
         self._prefiller = PrefillGraph(self.stock, self._decoder, chunk)
         self.replays = Replays()
+
+    @property
+    def draw_backend(self) -> Backend:
+        """Where tokens are drawn from the logits: on the kernels while all that a draw needs are on."""
+        return self.backend if all(map(self.board.on, DRAW_KERNELS)) else StockBackend()
 
     def make_cache(self, batch: int = 1) -> SequenceCache:
         """An empty cache for `batch` sequences of one length; `decode` wants a batch of 1."""

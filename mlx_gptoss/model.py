@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_gptoss.cache import SequenceCache
 from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.errors import ContextOverflowError, InvalidRequestError
+from mlx_gptoss.kernels.backend import Backend, StockBackend
 from mlx_gptoss.layer import TransformerLayer
 from mlx_gptoss.linear import look_up, prepare, project
 from mlx_gptoss.rope import RotaryTable
@@ -46,6 +47,11 @@ class GptOssModel:
         self._head = prepare(weights.head, self._head_dtype)
         arrays = [array for layer in self.layers for array in layer.arrays()]
         mx.eval(arrays, self._norm, list(record_arrays(self._head)))
+
+    @property
+    def draw_backend(self) -> Backend:
+        """Where tokens are drawn from the logits: on MLX's own operations."""
+        return StockBackend()
 
     def make_cache(self, batch: int = 1) -> SequenceCache:
         """An empty cache for `batch` sequences of one length."""

@@ -13,9 +13,12 @@ from mlx_gptoss.bench.random_weights import RandomWeights
 from mlx_gptoss.bench.spec import BenchSpec, EngineName
 from mlx_gptoss.cache import FullLayerCache, SequenceCache
 from mlx_gptoss.config import ModelConfig, YarnConfig
+from mlx_gptoss.engine.row_sampler import RowSampler
+from mlx_gptoss.engine.sampling import Sampler
 from mlx_gptoss.engine.token_model import TokenModel
 from mlx_gptoss.errors import InvalidRequestError
 from mlx_gptoss.plan.footprint import released_config
+from mlx_gptoss.request import SamplingParams
 from mlx_gptoss.weights import ModelWeights
 
 Step = Callable[[mx.array], mx.array]
@@ -67,8 +70,11 @@ class OurSubject:
         for row, cache in enumerate(caches):
             fill_cache(cache, context, steps, seed=row)
 
+        sampler = Sampler(backend=self.model.draw_backend)
+        rows = [RowSampler(SamplingParams(temperature=0))] * batch
+
         def step(token_ids: mx.array) -> mx.array:
-            return mx.argmax(self.model.decode(token_ids, caches), axis=-1).astype(mx.int32)
+            return sampler.sample(self.model.decode(token_ids, caches), rows).tokens
 
         return step
 

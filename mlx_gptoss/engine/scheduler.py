@@ -57,7 +57,7 @@ class Scheduler:
     def __init__(self, model: TokenModel, options: EngineOptions, prefixes: PrefixCache) -> None:
         self._model = model
         self._options = options
-        self._sampler = Sampler()
+        self._sampler = Sampler(backend=model.draw_backend)
         self._prefixes = prefixes
         self._prefill = Prefiller(model, options, prefixes)
         self._decoding: list[Sequence] = []

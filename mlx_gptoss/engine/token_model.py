@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlx_gptoss.config import ModelConfig
+from mlx_gptoss.kernels.backend import Backend
 
 
 class TokenCache(Protocol):
@@ -54,6 +55,11 @@ class TokenModel(Protocol):
     @property
     def config(self) -> ModelConfig:
         """The model's shape; the engine reads `vocab_size` and `max_position_embeddings`."""
+        ...
+
+    @property
+    def draw_backend(self) -> Backend:
+        """Where tokens are drawn from the logits: the kernels' back end, or stock."""
         ...
 
     def make_cache(self, batch: int = 1) -> Any:

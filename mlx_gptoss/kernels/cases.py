@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_gptoss.config import ModelConfig
-from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router, top_tokens
+from mlx_gptoss.kernels import attention, attention_out, draw, head, moe, qkv, router, top_tokens
 from mlx_gptoss.kernels import prefill_attention as pa
 from mlx_gptoss.kernels import prefill_moe as pm
 from mlx_gptoss.kernels import prefill_qkv as pq
 from mlx_gptoss.kernels import prefill_routing as pr
 from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.draw_twin import draw_parts_twin, draw_twin
+from mlx_gptoss.kernels.draws import Draws
 from mlx_gptoss.kernels.layout import HEAD_DIM, PART, model_params, padded
 from mlx_gptoss.kernels.prefill_tuning import prefill_tuning_for
 from mlx_gptoss.kernels.tuning import tuning_for
@@ -227,6 +229,48 @@ def _top_tokens(s: Shapes, _backend: Backend) -> Case:
     return Case(top_tokens.NAME, run, logits.nbytes, EXACT, lambda: mx.argpartition(logits, -count, axis=-1))
 
 
+def _draws() -> Draws:
+    """One row each: greedy, plain, the candidates' top-k with top-p and min-p, and what needs the whole row."""
+    return Draws(
+        inverse=(1e30, 1.0, 1.25, 0.5),
+        number=(0.0, 0.37, 0.61, 0.83),
+        top_k=(0, 0, 40, 100),
+        top_p=(1.0, 1.0, 0.9, 0.95),
+        min_p=(0.0, 0.0, 0.01, 0.0),
+    )
+
+
+def _draw_parts(s: Shapes, backend: Backend) -> Case:
+    vocabulary = max(s.vocabulary, top_tokens.MAX_COUNT)
+    logits, settings = _normal(4, vocabulary, std=3.0), _draws().settings(vocabulary)
+    chunk = tuning_for(backend.family).top_chunk
+
+    def run(chosen: Backend) -> Sequence[mx.array]:
+        if chosen.name == "stock":
+            return [draw_parts_twin(logits, settings, chunk)]
+        return [draw.draw_parts(logits, settings, backend=chosen)]
+
+    return Case(draw.PARTS, run, logits.nbytes, EXACT, lambda: mx.logsumexp(logits, axis=-1))
+
+
+def _draw_token(s: Shapes, backend: Backend) -> Case:
+    vocabulary = max(s.vocabulary, top_tokens.MAX_COUNT)
+    logits, draws = _normal(4, vocabulary, std=3.0), _draws()
+    settings = draws.settings(vocabulary)
+    parts = draw_parts_twin(logits, settings, tuning_for(backend.family).top_chunk)
+    best = top_tokens.top_tokens_twin(logits, top_tokens.MAX_COUNT)
+    mx.eval(settings, parts, best)
+
+    def run(chosen: Backend) -> Sequence[mx.array]:
+        if chosen.name == "stock":
+            drawn = draw_twin(logits, logits, draws, logprobs=True)
+        else:
+            drawn = draw.draw_token(logits, parts, logits, parts, settings, best, backend=chosen)
+        return [drawn.tokens, drawn.peaks, *(array for array in (drawn.logprobs, drawn.totals) if array is not None)]
+
+    return Case(draw.TOKEN, run, parts.nbytes, EXACT)
+
+
 def _position(s: Shapes) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     k, v = (_normal(1, s.kv_heads, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
     return _normal(1, s.heads, HEAD_DIM), k, v, _normal(s.heads, dtype=mx.bfloat16)
@@ -376,6 +420,8 @@ CASES: Mapping[str, Callable[[Shapes, Backend], Case]] = {
     moe.DOWN: _moe_down,
     head.NAME: _head,
     top_tokens.NAME: _top_tokens,
+    draw.PARTS: _draw_parts,
+    draw.TOKEN: _draw_token,
     pr.TOPK: _prefill_topk,
     pr.SORT: _prefill_sort,
     pm.GATE_UP: _prefill_gate_up,

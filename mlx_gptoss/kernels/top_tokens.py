@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend
-from mlx_gptoss.kernels.layout import SMALLEST_INPUT, check_array, check_batch
+from mlx_gptoss.kernels.layout import SMALLEST_INPUT, check_array
 from mlx_gptoss.kernels.source import load_kernel
 from mlx_gptoss.kernels.tuning import tuning_for
 
@@ -21,7 +21,6 @@ def top_tokens(logits: mx.array, count: int, *, backend: Backend) -> tuple[mx.ar
     Ties go to the lower id; -inf is never chosen: value -inf and id -1 fill a row that runs out.
     logits: [S, N] float32. Raises KernelError.
     """
-    check_batch(logits.shape[0], NAME)
     check_array("logits", logits, (None, None), (mx.float32,), NAME)
     if not 1 <= count <= min(MAX_COUNT, logits.shape[1]):
         raise KernelError("count is 1 to 64, and at most the row", got=str(count), where=NAME)

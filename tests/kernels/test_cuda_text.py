@@ -133,3 +133,12 @@ def test_the_shim_compiles_for_other_generations(architecture: str) -> None:
     kernel = load_kernel("prefill_attention")
     program = translate(kernel, [("T", mx.bfloat16), ("B", mx.bfloat16), ("GROUP", 8)], inputs, [mx.bfloat16], 128)
     assert compile_cubin(shim_text() + program.text, architecture, program.entry).startswith(b"\x7fELF")
+
+
+@needs_compiler
+@pytest.mark.parametrize("truncated", [False, True])
+def test_the_draw_compiles_at_the_released_vocabulary(truncated: bool) -> None:
+    shape: Template = [("N", 201_088), ("CHUNK", 2048), ("SIMDGROUPS", 16), ("TRUNCATED", truncated)]
+    inputs, outputs = [*[mx.float32] * 6, mx.int32], [mx.int32, *[mx.float32] * 3]
+    program = translate(load_kernel("draw_token"), shape, inputs, outputs, 512)
+    assert compile_cubin(shim_text() + program.text, "sm_90", program.entry).startswith(b"\x7fELF")

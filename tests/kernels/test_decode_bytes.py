@@ -12,7 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router, top_tokens
+from mlx_gptoss.kernels import attention, attention_out, draw, head, moe, qkv, router, top_tokens
+from mlx_gptoss.kernels.draw_twin import draw_parts_twin
+from mlx_gptoss.kernels.draws import Draws
 from mlx_gptoss.kernels.source import kernel_names
 from mlx_gptoss.weights import Experts, Linear, LinearFormat
 from tests.bench.backend import BenchBackend
@@ -76,6 +78,24 @@ def best_tokens(count: int) -> Counted:
     return backend, nbytes(logits, *top_tokens.top_tokens(logits, count, backend=backend))
 
 
+def draw_parts() -> Counted:
+    rng, backend = np.random.default_rng(10), bench()
+    logits, settings = floats(rng, 1, 201_088), mx.ones((1, 8))
+    return backend, nbytes(logits, draw.draw_parts(logits, settings, backend=backend)) + 4
+
+
+def draw_token(top_p: float) -> Counted:
+    """Parts, one chunk or the 64 candidates, and what comes in and goes out."""
+    rng, backend = np.random.default_rng(11), bench()
+    logits, draws = floats(rng, 1, 201_088, std=9.0), Draws((1.0,), (0.5,), (0,), (top_p,), (0.0,))
+    settings = draws.settings(201_088)
+    parts = draw_parts_twin(logits, settings, 2048)
+    best = top_tokens.top_tokens_twin(logits, 64) if draws.truncated else None
+    draw.draw_token(logits, parts, logits, parts, settings, best, backend=backend)
+    # Two of four numbers of each part, for the draw and again for the log-probability.
+    return backend, parts.nbytes + (20 + 512 if best else 8 + 8192) + 4 + 16
+
+
 def gate_up(count: int) -> Counted:
     rng, backend = np.random.default_rng(5), bench()
     weights, t, logits = experts(rng, count, 2 * 96, H), floats(rng, 1, 8, H // 32, 4), floats(rng, 1, count)
@@ -135,6 +155,9 @@ CASES: dict[str, Callable[[], Counted]] = {
     "router-batch": lambda: router_logits(32, 8),
     "top_tokens-1": lambda: best_tokens(1),
     "top_tokens-20": lambda: best_tokens(20),
+    "draw_parts": draw_parts,
+    "draw_token-plain": lambda: draw_token(1.0),
+    "draw_token-nucleus": lambda: draw_token(0.3),
     "moe_gate_up-20b": lambda: gate_up(32),
     "moe_down-20b": lambda: down(32),
     "attention_full-short": lambda: full(100, 3, None),

@@ -11,6 +11,8 @@ import pytest
 from mlx_gptoss.kernels.attention import attention_full, attention_merge, attention_sliding
 from mlx_gptoss.kernels.attention_out import attention_out
 from mlx_gptoss.kernels.backend import Size3, Template, check_launch
+from mlx_gptoss.kernels.draw import draw
+from mlx_gptoss.kernels.draws import Draws
 from mlx_gptoss.kernels.head import head
 from mlx_gptoss.kernels.moe import moe_down, moe_gate_up
 from mlx_gptoss.kernels.qkv import qkv_rope
@@ -97,6 +99,9 @@ def attention(checker: Checker, batch: int) -> None:
     attention_sliding(q, k, k, ring, ring, sinks, lengths, backend=checker)
     attention_merge([mx.zeros((HEADS, 16, 68))] * batch, sinks, lengths, backend=checker)
     top_tokens(mx.zeros((batch, VOCAB)), 8, backend=checker)
+    for top_k in (0, 40):
+        draws = Draws((1.0,) * batch, (0.5,) * batch, (top_k,) * batch, (1.0,) * batch, (0.0,) * batch)
+        draw(mx.zeros((batch, VOCAB)), draws, backend=checker)
 
 
 CASES: dict[str, Callable[[Checker], None]] = {

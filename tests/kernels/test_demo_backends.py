@@ -16,6 +16,7 @@ from mlx_gptoss.fused import FusedModel
 from mlx_gptoss.harmony.render import render
 from mlx_gptoss.harmony.vocabulary import load_vocabulary
 from mlx_gptoss.kernels.backends import backend_named
+from mlx_gptoss.kernels.draw import DRAW_KERNELS
 from mlx_gptoss.kernels.source import kernel_names
 from mlx_gptoss.llm import GptOss, as_request
 from mlx_gptoss.loader import load_model
@@ -75,8 +76,8 @@ def test_the_bench_answers_as_stock_does(stock: GptOssModel) -> None:
     for a, b in zip(logits, wanted, strict=True):
         assert np.isneginf(a[used:]).all()
         assert np.abs(a[:used] - b[:used]).max() < 0.05 * np.abs(b[:used]).max()
-    # All kernels took part but these: greedy sampling is the engine's, and 83 positions need one part of a full layer.
-    assert set(kernel_names()) - set(backend.launches) <= {"top_tokens", "attention_merge"}
+    # All kernels took part but these: the draw is the engine's, and 83 positions need one part of a full layer.
+    assert set(kernel_names()) - set(backend.launches) <= {*DRAW_KERNELS, "attention_merge"}
 
 
 def test_a_long_prompt_in_chunks_is_one_prompt(stock: GptOssModel) -> None:

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gptoss.config import ModelConfig
+from mlx_gptoss.kernels.backend import StockBackend
 
 WINDOW = 8
 
@@ -98,6 +99,8 @@ class FakeCache:
 
 class FakeModel:
     """Logits [S, vocab] are a hash of each sequence's history. Lazy like a real model. Counts what it is asked."""
+
+    draw_backend = StockBackend()
 
     def __init__(self, vocab_size: int = 320, spread: float = 6.0, context: int = 4096) -> None:
         self.config = tiny_config(vocab_size=vocab_size, max_position_embeddings=context)
@@ -191,6 +194,8 @@ class ScriptedCache(FakeCache):
 
 class ScriptedModel:
     """Says what `script(prompt, answer so far)` says, with near certainty; every other token is equally unlikely."""
+
+    draw_backend = StockBackend()
 
     def __init__(
         self, script: Callable[[list[int], list[int]], int], vocab_size: int = 201_088, context: int = 131_072

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mlx_gptoss.engine.constraint import single_token_mask, stack_masks
 from mlx_gptoss.engine.repetition import RepetitionDetector
 from mlx_gptoss.engine.row_sampler import RowSampler
-from mlx_gptoss.engine.sampling import Sampler, top_candidates
+from mlx_gptoss.engine.sampling import Sampler
+from mlx_gptoss.kernels.draw_twin import top_candidates
 from mlx_gptoss.request import SamplingParams
 
 Floats = npt.NDArray[np.float64]

@@ -150,6 +150,7 @@ def test_a_step_is_timed_under_its_constants() -> None:
 
     class Spying:
         config, make_cache = subject.model.config, subject.model.make_cache
+        draw_backend = subject.model.draw_backend
 
         def decode(self, token_ids: mx.array, caches: Sequence[Any]) -> mx.array:
             seen.append(tuning_for(FAMILY))
