@@ -185,6 +185,27 @@ class Bench:
         stock = gpu_us(lambda i, x: x + stock_project(a, weights[i % COPIES]), x) if self.stock else 0.0
         return Timed("attention_out", f"{fmt} S={batch}", us, linear_bytes(weights[0]) / 1e6, error, stock)
 
+    def out_of_parts(self, parts: int, *, inside: bool) -> Timed:
+        """The output projection of a split attention, which it merges itself or attention_merge does."""
+        weights = [random_linear(HIDDEN, HEADS * 64, "bf16") for _ in range(COPIES)]
+        a, x = mx.abs(mx.random.normal((HEADS, parts, 68))) + 0.5, mx.random.normal((1, HIDDEN))
+        sinks, counts = mx.random.normal((HEADS,)), attention.merge_counts([parts])
+        mx.eval(a, x, sinks, counts)
+
+        def call(i: int, x: mx.array) -> mx.array:
+            # The parts wait for the step before, as they do in a model.
+            given, weight = a + 0.0 * x[0, 0], weights[i % COPIES]
+            if inside:
+                return attention_out.attention_out(
+                    given, weight, x, sinks=sinks, backend=self.backend, tuning=self.tuning
+                )
+            merged = attention.attention_merge([given], sinks, counts, backend=self.backend)
+            return attention_out.attention_out(merged, weight, x, backend=self.backend, tuning=self.tuning)
+
+        error = error_of(call(0, x), attention_out.attention_out_twin(a, weights[0], x, sinks=sinks))
+        us, where = gpu_us(call, x), "inside" if inside else "apart"
+        return Timed("merge + attention_out", f"{parts} parts, {where}", us, linear_bytes(weights[0]) / 1e6, error)
+
     def router(self, experts: int, batch: int = 1) -> Timed:
         weights = [random_linear(experts, HIDDEN, "bf16") for _ in range(COPIES)]
         norm, params = mx.random.normal((HIDDEN,)).astype(mx.bfloat16), model_params(*PARAMS)
@@ -350,6 +371,9 @@ def cases(bench: Bench) -> Iterator[Callable[[], Timed]]:
     for fmt in ("bf16", "q8", "mxfp8", "q4"):
         yield lambda fmt=fmt: bench.qkv(fmt)  # type: ignore[misc]  # bound now
         yield lambda fmt=fmt: bench.out(fmt)  # type: ignore[misc]  # bound now
+    for parts in (2, 4, 8, 16, 32):
+        yield lambda parts=parts: bench.out_of_parts(parts, inside=True)  # type: ignore[misc]  # bound now
+        yield lambda parts=parts: bench.out_of_parts(parts, inside=False)  # type: ignore[misc]  # bound now
     for experts in (32, 128):
         yield lambda experts=experts: bench.router(experts)  # type: ignore[misc]  # bound now
     yield bench.sliding

@@ -1,14 +1,17 @@
 // computes     y = x + W a + b: attention's output projection, its bias and the residual.
-// shapes       a [S, K] f32; weight [N, K] (any format); bias [N]; x, y [S, N] f32, the residual stream.
+// shapes       a [S, K] f32, or with PARTS > 1 (S = 1) parts [K / 64, PARTS, 68] f32 of attention_full, merged here with
+//              sinks [K / 64]; weight [N, K] (any format); bias [N]; x, y [S, N] f32, the residual stream.
 // grid         ceil(N / (SIMDGROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads; S * TILE chunks of activations in threadgroup memory.
-// bytes        the weight, its scales and bias, once; a once a threadgroup (from cache).
-// why          bias and residual cost no launch and the stream stays in float.
+// bytes        the weight, its scales and bias, once; a, or all of its parts, once a threadgroup (from cache).
+// why          bias and residual cost no launch and the stream stays in float; a few parts are read again by every
+//              threadgroup in less time than attention_merge takes.
 // reference    mlx_gptoss/kernels/attention_out.py, attention_out_twin.
+#include "merged.h"
 #include "project.h"
 
-template <typename W, typename Q, typename B, int FORMAT, int GROUP, int K, int N, int S, int ROWS, int SIMDGROUPS, int TILE,
-          int UNROLL>
+template <typename W, typename Q, typename B, typename C, int FORMAT, int GROUP, int K, int N, int S, int PARTS, int ROWS,
+          int SIMDGROUPS, int TILE, int UNROLL>
 [[kernel]] void attention_out(
     const device float* a [[buffer(0)]],
     const device W* weight [[buffer(1)]],
@@ -16,7 +19,8 @@ template <typename W, typename Q, typename B, int FORMAT, int GROUP, int K, int 
     const device Q* biases [[buffer(3)]],
     const device B* bias [[buffer(4)]],
     const device float* x [[buffer(5)]],
-    device float* y [[buffer(6)]],
+    const device C* sinks [[buffer(6)]],
+    device float* y [[buffer(7)]],
     uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
@@ -36,9 +40,12 @@ template <typename W, typename Q, typename B, int FORMAT, int GROUP, int K, int 
       start[s * ROWS + r] = own + (writes ? x[s * N + rows[r]] : 0.0f);
     }
   }
+  Attended<PARTS, C> attended;
+  attended.values = a;
+  attended.sinks = sinks;
   float acc[S * ROWS];
   project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, false>(
-      a, bias, 0.0f, (const device uint*)weight, scales, biases, rows, true, staged, sums,
+      attended, bias, 0.0f, (const device uint*)weight, scales, biases, rows, true, staged, sums,
       simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
   if (writes) {
     for (int r = 0; r < ROWS; ++r) {

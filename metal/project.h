@@ -16,11 +16,12 @@ constexpr int tile_size(int format, int tile, int batch) {
 }
 
 // acc[s * R + r] = row r times (normed) activation s, in every lane. All threads of the threadgroup call it together.
+// `x` is the activations, or anything that read4 reads.
 // `restage` false reuses the tile and the sums of the call before, possible when a tile is all of K.
 template <int FORMAT, int GROUP, int K, int R, int SIMDGROUPS, int S, int TILE, int UNROLL, bool NORM, typename Q,
-          typename N>
+          typename N, typename X>
 METAL_FUNC void project(
-    const device float* x,
+    X x,
     const device N* norm,
     float eps,
     const device uint* weight,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
@@ -13,6 +14,7 @@ from mlx_gptoss.errors import ConfigError, ContextOverflowError, InvalidRequestE
 from mlx_gptoss.fused_decode import DecodeGraph, Plan, Replays, StepInputs
 from mlx_gptoss.fused_prefill import PrefillGraph
 from mlx_gptoss.kernels.attention import FULL, cache_lengths, parts_for
+from mlx_gptoss.kernels.attention_out import NAME as OUT
 from mlx_gptoss.kernels.backend import Backend, StockBackend
 from mlx_gptoss.kernels.draw import DRAW_KERNELS
 from mlx_gptoss.kernels.layout import HEAD_DIM, MAX_BATCH, model_params
@@ -129,7 +131,11 @@ class FusedModel:
             lengths.append(cache_lengths(offset=cache.offset, n_main=n_main, n_tail=n_tail, capacity=capacity, row=row))
             parts.append(parts_for(n_main, tuning))
             capacities.append(capacity)
-        merge = len(caches) > 1 or parts[0] > 1
+        merge: Literal["nowhere", "in_out", "apart"] = "apart"
+        if len(caches) == 1 and parts[0] == 1:
+            merge = "nowhere"
+        elif len(caches) == 1 and parts[0] <= tuning.merge_in_out and self.board.on(FULL) and self.board.on(OUT):
+            merge = "in_out"
         return Plan(tuple(parts), merge, tuple(capacities)), lengths
 
     def _make_room(self, layer: FullLayerCache) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import mlx.core as mx
 
@@ -35,11 +36,11 @@ Layers = list[list[LayerCache]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What decides a step's graph: the parts of each sequence's full layers, whether they need a merge (a single part
-    of a single sequence does not), and each sequence's capacity."""
+    """What decides a step's graph: the parts of each sequence's full layers, where they are merged (a single part of a
+    single sequence nowhere, a few in the output projection), and each sequence's capacity."""
 
     parts: tuple[int, ...]
-    merge: bool
+    merge: Literal["nowhere", "in_out", "apart"]
     capacities: tuple[int, ...]
 
     @property
@@ -97,7 +98,7 @@ class DecodeGraph:
         """Logits float32 [S, vocab]; the caches get their new tails and rings (but no new counts)."""
         config = self.config
         x = look_up(self.weights.embed, inputs.token_ids, mx.float32)
-        full = merge_counts(plan.parts) if plan.merge else None
+        full = merge_counts(plan.parts) if plan.merge == "apart" else None
         sliding = merge_counts([1] * plan.rows) if plan.rows > 1 else None
         for weights, caches in zip(self.weights.layers, layers, strict=True):
             q, k, v = self._qkv(
@@ -111,17 +112,20 @@ class DecodeGraph:
                 dtype=self.dtype,
                 backend=self.board.backend,
             )
+            merged = True
             if isinstance(caches[0], FullLayerCache):
                 a = self._full(q, k, v, weights.sinks, caches, plan, inputs.lengths, full)
+                merged = plan.merge != "in_out"
             else:
                 a = self._sliding(q, k, v, weights.sinks, caches, inputs, sliding)
-            x = self.finish(x, a, weights)
+            x = self.finish(x, a, weights, merged=merged)
         return self.logits(x)
 
-    def finish(self, x: mx.array, a: mx.array, weights: LayerWeights) -> mx.array:
-        """Output projection, experts and both residuals: x [S, H] and attention a [S, heads * 64], float32."""
+    def finish(self, x: mx.array, a: mx.array, weights: LayerWeights, *, merged: bool = True) -> mx.array:
+        """Output projection, experts and both residuals: x [S, H] and attention a [S, heads * 64] or, where it is not
+        `merged`, its parts [heads, parts, 68]; float32."""
         backend = self.board.backend
-        x = self._out(a, weights.out, x, backend=backend)
+        x = self._out(a, weights.out, x, sinks=None if merged else weights.sinks, backend=backend)
         t, logits = router.router(
             x, weights.mlp_norm, weights.router, self.params, backend=self.board.backend_for(router.NAME)
         )
@@ -141,7 +145,8 @@ class DecodeGraph:
         lengths: list[mx.array],
         counts: mx.array | None,
     ) -> mx.array:
-        """Attends and stores, sequence by sequence: float32 [S, heads, 64] (or [heads, 64] alone)."""
+        """Attends and stores, sequence by sequence: float32 [S, heads, 64], or of one sequence [heads, 64] or its
+        parts."""
         outs = []
         for row, cache in enumerate(caches):
             if not isinstance(cache, FullLayerCache):
@@ -160,14 +165,14 @@ class DecodeGraph:
                 _only(_there(cache.tail_v)),
                 sinks,
                 lengths[row],
-                parts=plan.parts[row] if plan.merge else None,
+                parts=None if plan.merge == "nowhere" else plan.parts[row],
                 backend=self.board.backend,
             )
             cache.tail_k, cache.tail_v = tail_k[None], tail_v[None]
             outs.append(out)
         if not self.board.on(attention.FULL):
             return mx.stack(outs)
-        return self._merge(outs, sinks, counts) if plan.merge else outs[0]
+        return self._merge(outs, sinks, counts) if plan.merge == "apart" else outs[0]
 
     def _sliding(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlx_gptoss.attention import attend_causal, attend_window
+from mlx_gptoss.kernels.attention import attention_merge_twin
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.layout import padded, permute_activation, rms_norm, unpermute_activation
 from mlx_gptoss.kernels.qkv import split_heads
@@ -36,10 +37,18 @@ def qkv_rope_stand_in(
 
 
 def attention_out_stand_in(
-    a: mx.array, out: Linear, x: mx.array, *, backend: Backend, tuning: Tuning | None = None
+    a: mx.array,
+    out: Linear,
+    x: mx.array,
+    *,
+    sinks: mx.array | None = None,
+    backend: Backend,
+    tuning: Tuning | None = None,
 ) -> mx.array:
     """See `attention_out`."""
     del backend, tuning
+    if sinks is not None:
+        a = attention_merge_twin([a], sinks)
     return x + project(a.reshape(x.shape[0], -1).astype(_input_dtype(out)), out)
 
 

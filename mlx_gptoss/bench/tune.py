@@ -43,7 +43,7 @@ class Question:
     """One field of Tuning, what it might be, and the context at which it matters."""
 
     field: str
-    candidates: tuple[Rows | Attention, ...]
+    candidates: tuple[Rows | Attention | int, ...]
     context: int = SHORT
 
 
@@ -61,6 +61,7 @@ def questions() -> Iterator[Question]:
     parts = ((64, 32), (64, 64), (128, 32), (128, 64), (256, 64), (512, 16))
     full = tuple(Attention(s, u, split_keys=k, max_parts=p) for s, u in ((4, 2), (4, 4), (8, 2)) for k, p in parts)
     yield Question("full", full, LONG)
+    yield Question("merge_in_out", (1, 2, 4, 8, 16))
     yield Question("sliding", tuple(Attention(s, u) for s, u in ((4, 2), (4, 4), (8, 2), (8, 4), (16, 2))))
 
 

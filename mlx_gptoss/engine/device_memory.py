@@ -15,7 +15,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gptoss.engine.prefill import LARGEST_CHUNK, SMALLEST_CHUNK
+from mlx_gptoss.engine.row_sampler import RowSampler
+from mlx_gptoss.engine.sampling import Sampler
 from mlx_gptoss.engine.token_model import TokenModel
+from mlx_gptoss.request import SamplingParams
 
 NEAR_SHARE: Final = 0.90
 FULL_SHARE: Final = 0.97
@@ -138,7 +141,7 @@ class DeviceMemory:
         return max(SMALLEST_CHUNK, min(LARGEST_CHUNK, positions))
 
     def warm_up(self, model: TokenModel) -> None:
-        """One short prompt and one decode step, so that the first request finds kernels compiled and weights in
+        """One short prompt, one decode step and one draw: the first request finds kernels compiled and weights in
         memory. Nothing where the device has no memory of its own to fill."""
         if self.device.working_set() is None:
             return
@@ -147,5 +150,6 @@ class DeviceMemory:
         cache = model.make_cache()
         tokens = min(WARM_TOKENS, self.chunk_limit(), model.config.max_position_embeddings - 1)
         mx.eval(model.prefill(mx.array(ids[None, :tokens]), cache, need_logits=True))
-        mx.eval(model.decode(mx.array(ids[:1]), [cache]))
+        logits = model.decode(mx.array(ids[:1]), [cache])
+        mx.eval(Sampler(backend=model.draw_backend).sample(logits, [RowSampler(SamplingParams())]).arrays())
         self.device.clear_cache()

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from mlx_gptoss.kernels.attention import attention_merge_twin
 from mlx_gptoss.kernels.backend import Backend
-from mlx_gptoss.kernels.layout import check_array, check_batch, dense_weight, linear_arguments, tile_chunks
+from mlx_gptoss.kernels.layout import (
+    HEAD_DIM,
+    PART,
+    check_array,
+    check_batch,
+    dense_weight,
+    linear_arguments,
+    padded,
+    tile_chunks,
+)
 from mlx_gptoss.kernels.source import load_kernel
 from mlx_gptoss.kernels.tuning import Tuning, tuning_for
 from mlx_gptoss.weights import Linear
@@ -13,17 +23,32 @@ from mlx_gptoss.weights import Linear
 NAME = "attention_out"
 
 
-def attention_out(a: mx.array, out: Linear, x: mx.array, *, backend: Backend, tuning: Tuning | None = None) -> mx.array:
+def attention_out(
+    a: mx.array,
+    out: Linear,
+    x: mx.array,
+    *,
+    sinks: mx.array | None = None,
+    backend: Backend,
+    tuning: Tuning | None = None,
+) -> mx.array:
     """x + W a + b: float32 [S, N]. a: [S, K] float32 (or [S, heads, 64]); out: [N, K] with bias; x: [S, N] float32.
 
+    With `sinks` [heads], a is one sequence's parts from `attention_full`, float32 [heads, parts, 68], and merged here.
     Raises KernelError.
     """
     check_batch(x.shape[0], NAME)
-    a = a.reshape(x.shape[0], -1)
-    check_array("a", a, (x.shape[0], out.columns), (mx.float32,), NAME)
-    check_array("x", x, (None, out.rows), (mx.float32,), NAME)
-    if backend.name == "stock" or out.bias is None:
-        return attention_out_twin(a, out, x)
+    parts = 1
+    if sinks is None:
+        a = a.reshape(x.shape[0], -1)
+        check_array("a", a, (x.shape[0], out.columns), (mx.float32,), NAME)
+    else:
+        check_array("a", a, (-(-out.columns // HEAD_DIM), None, PART), (mx.float32,), NAME)
+        check_array("sinks", sinks, (a.shape[0],), (mx.float32, mx.bfloat16), NAME)
+        parts = a.shape[1]
+    check_array("x", x, (None if sinks is None else 1, out.rows), (mx.float32,), NAME)
+    if backend.name == "stock" or out.bias is None or (sinks is not None and parts == 1):
+        return attention_out_twin(a, out, x, sinks=sinks)
     weights = linear_arguments(out, NAME)
     tuning = tuning or tuning_for(backend.family)
     rows, batch = tuning.out.for_batch(x.shape[0]), x.shape[0]
@@ -31,16 +56,18 @@ def attention_out(a: mx.array, out: Linear, x: mx.array, *, backend: Backend, tu
     groups = -(-out.rows // (rows.simdgroups * rows.rows))
     return backend.launch(
         load_kernel(NAME),
-        [a, weights.weight, weights.scales, weights.biases, out.bias, x],
+        [a, weights.weight, weights.scales, weights.biases, out.bias, x, out.bias if sinks is None else padded(sinks)],
         [
             ("W", weights.weight.dtype),
             ("Q", weights.scales.dtype),
             ("B", out.bias.dtype),
+            ("C", out.bias.dtype if sinks is None else sinks.dtype),
             ("FORMAT", weights.format),
             ("GROUP", weights.group),
             ("K", out.columns),
             ("N", out.rows),
             ("S", batch),
+            ("PARTS", parts),
             ("ROWS", rows.rows),
             ("SIMDGROUPS", rows.simdgroups),
             ("TILE", tile_chunks(weights.format, out.columns, batch, tuning.staged_bytes)),
@@ -53,7 +80,9 @@ def attention_out(a: mx.array, out: Linear, x: mx.array, *, backend: Backend, tu
     )[0]
 
 
-def attention_out_twin(a: mx.array, out: Linear, x: mx.array) -> mx.array:
+def attention_out_twin(a: mx.array, out: Linear, x: mx.array, *, sinks: mx.array | None = None) -> mx.array:
     """The same in plain mx, float32 throughout."""
+    if sinks is not None:
+        a = attention_merge_twin([a], sinks)
     y = a.reshape(x.shape[0], -1) @ dense_weight(out).T
     return x + (y if out.bias is None else y + out.bias.astype(mx.float32))

@@ -74,13 +74,19 @@ class Shapes:
 @dataclass(frozen=True, slots=True)
 class Case:
     """`run` answers with the kernel's comparable outputs, or the twin's on a StockBackend. `bytes` is the least that a
-    call must move, `stock` what MLX's own operations do for the same end (None: the twin is made of them)."""
+    call must move, `stock` what MLX's own operations do for the same end (None: the twin is made of them). `also` is
+    another use of the kernel, compared in the same way and not timed."""
 
     kernel: str
     run: Run
     bytes: int
     tolerance: float
     stock: Callable[[], mx.array] | None = None
+    also: Run | None = None
+
+    def outputs(self, backend: Backend) -> list[mx.array]:
+        """Everything that is compared."""
+        return [*self.run(backend), *(() if self.also is None else self.also(backend))]
 
 
 def build_case(kernel: str, shapes: Shapes, backend: Backend) -> Case:
@@ -140,11 +146,19 @@ def _qkv_rope(s: Shapes, _backend: Backend) -> Case:
 def _attention_out(s: Shapes, _backend: Backend) -> Case:
     weight = _linear(s.hidden, s.heads * HEAD_DIM)
     a, x = _normal(1, s.heads * HEAD_DIM), _normal(1, s.hidden)
+    parts, sinks = mx.abs(_normal(s.heads, 2, PART)) + 0.5, _normal(s.heads, dtype=mx.bfloat16)
+    mx.eval(parts)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return [attention_out.attention_out(a, weight, x, backend=backend)]
 
-    return Case(attention_out.NAME, run, weight.weight.nbytes, EXACT, lambda: a.astype(mx.bfloat16) @ weight.weight.T)
+    def merging(backend: Backend) -> Sequence[mx.array]:
+        return [attention_out.attention_out(parts, weight, x, sinks=sinks, backend=backend)]
+
+    def stock() -> mx.array:
+        return a.astype(mx.bfloat16) @ weight.weight.T
+
+    return Case(attention_out.NAME, run, weight.weight.nbytes, EXACT, stock, merging)
 
 
 def _router(s: Shapes, _backend: Backend) -> Case:

@@ -58,6 +58,14 @@ def out_projection(fmt: LinearFormat, batch: int) -> Counted:
     return backend, of_linear(weight) + nbytes(a, x, attention_out.attention_out(a, weight, x, backend=backend))
 
 
+def out_of_parts(parts: int) -> Counted:
+    rng, backend = np.random.default_rng(12), bench()
+    weight, a, x = linear(rng, 256, 4096), mx.abs(floats(rng, 64, parts, 68)) + 0.5, floats(rng, 1, 256)
+    sinks = floats(rng, 64, dtype=mx.bfloat16)
+    y = attention_out.attention_out(a, weight, x, sinks=sinks, backend=backend)
+    return backend, of_linear(weight) + nbytes(a, sinks, x, y)
+
+
 def router_logits(count: int, batch: int) -> Counted:
     rng, backend = np.random.default_rng(2), bench()
     weight, norm, x = linear(rng, count, H), floats(rng, H, dtype=mx.bfloat16), floats(rng, batch, H)
@@ -149,6 +157,7 @@ CASES: dict[str, Callable[[], Counted]] = {
     **{f"head-{fmt}": lambda fmt=fmt: vocabulary(fmt, 1) for fmt in FORMATS},  # type: ignore[misc]
     "qkv_rope-batch": lambda: qkv_rope("bf16", 8),
     "attention_out-batch": lambda: out_projection("q8", 5),
+    "attention_out-parts": lambda: out_of_parts(8),
     "head-batch": lambda: vocabulary("bf16", 8),
     "router-20b": lambda: router_logits(32, 1),
     "router-120b": lambda: router_logits(128, 1),

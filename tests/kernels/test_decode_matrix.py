@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mlx_gptoss.errors import KernelError
+from mlx_gptoss.kernels.attention import attention_merge_twin
 from mlx_gptoss.kernels.attention_out import attention_out, attention_out_twin
 from mlx_gptoss.kernels.backend import StockBackend
 from mlx_gptoss.kernels.head import head, head_twin
@@ -71,6 +72,26 @@ def test_attention_out(fmt: LinearFormat, rows: int, columns: int, batch: int) -
     weight = linear(rng, rows, columns, fmt)
     a, x = floats(rng, batch, columns), floats(rng, batch, rows)
     close(attention_out(a, weight, x, backend=BenchBackend()), attention_out_twin(a, weight, x))
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize(("heads", "parts"), [(5, 2), (16, 4), (3, 13)])
+def test_attention_out_merges_parts(fmt: LinearFormat, heads: int, parts: int) -> None:
+    """As attention_merge would; one part is empty, another carries nearly all, and padding is never read."""
+    rng = np.random.default_rng(heads)
+    weight, x = linear(rng, 97, 64 * heads, fmt), floats(rng, 1, 97)
+    a = np.abs(np.array(floats(rng, heads, parts, 68, std=2.0)))
+    a[0, 0, :64], a[0, 0, 64:66] = 0.0, (-1e30, 0.0)
+    a[1, 1, 64] = 40.0
+    a[..., 66:] = np.nan
+    sinks = floats(rng, heads, dtype=mx.bfloat16)
+    merged = attention_merge_twin([mx.array(a)], sinks)
+    got = attention_out(mx.array(a), weight, x, sinks=sinks, backend=BenchBackend())
+    close(got, attention_out_twin(merged, weight, x))
+    assert mx.array_equal(
+        attention_out(mx.array(a), weight, x, sinks=sinks, backend=StockBackend()),
+        attention_out_twin(merged, weight, x),
+    )
 
 
 @pytest.mark.parametrize("batch", range(1, 9))
@@ -172,6 +193,8 @@ def test_mistakes_are_named() -> None:
     bench = BenchBackend()
     with pytest.raises(KernelError, match="wrong shape"):
         attention_out(a[:, :96], weight, x, backend=bench)
+    with pytest.raises(KernelError, match="wrong shape"):
+        attention_out(mx.zeros((3, 4, 64)), weight, x[:1], sinks=mx.zeros((3,)), backend=bench)
     with pytest.raises(KernelError, match="wrong dtype"):
         attention_out(a, weight, x.astype(mx.bfloat16), backend=bench)
     with pytest.raises(KernelError, match="1 to 8"):

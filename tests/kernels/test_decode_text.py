@@ -72,6 +72,9 @@ def dense(checker: Checker, fmt: LinearFormat, batch: int) -> None:
     qkv = linear((HEADS + 2 * KV) * 64, H, fmt)
     qkv_rope(x, norm, qkv, mx.zeros((batch, 64)), PARAMS, heads=HEADS, kv_heads=KV, dtype=BF16, backend=checker)
     attention_out(mx.zeros((batch, HEADS * 64)), linear(H, HEADS * 64, fmt), x, backend=checker)
+    if batch == 1:
+        parts, sinks = mx.zeros((HEADS, 8, 68)), mx.zeros((HEADS,), BF16)
+        attention_out(parts, linear(H, HEADS * 64, fmt), x, sinks=sinks, backend=checker)
     head(x, norm, linear(VOCAB, H, fmt), PARAMS, valid=200_014, backend=checker)
 
 

@@ -92,15 +92,18 @@ def traced_120b() -> Traced:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("context", [100, 1024, 32_768])
+@pytest.mark.parametrize("context", [100, 512, 1024, 32_768])
 def test_at_most_seven_launches_a_layer(name: str, context: int, request: pytest.FixtureRequest) -> None:
-    """Six a layer, a seventh in full layers whose attention is split; the logits, and a handful around them."""
+    """Six a layer, a seventh in full layers whose attention is split into more parts than the output projection merges;
+    the logits, and a handful around them."""
     traced: Traced = request.getfixturevalue(f"traced_{name}")
     (cache,) = traced.caches(context)
     counts = count_launches(lambda ids: traced.model.decode(ids, [cache]), mx.array([3]))
     kernels = counts.pop("CustomKernel")
-    split = context > tuning_for("m4-max").full.split_keys
-    assert kernels == LAYERS[name] * 6 + (LAYERS[name] // 2 if split else 0) + 1
+    tuning = tuning_for("m4-max")
+    apart = parts_for(context, tuning) > tuning.merge_in_out
+    assert apart == (context > 512)
+    assert kernels == LAYERS[name] * 6 + (LAYERS[name] // 2 if apart else 0) + 1
     assert counts.total() <= HANDFUL
 
 
