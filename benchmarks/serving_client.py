@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import httpx
@@ -16,6 +16,8 @@ import httpx
 TURNS: Final = 10
 LEAST_REQUESTS: Final = 2
 """Of each stream, however long one takes."""
+ATTEMPTS: Final = 4
+"""At one question: a server may turn connections away that come at the same instant."""
 
 _WORDS: Final = (
     "time year people way day man thing woman life child world school state family student group country problem hand "
@@ -50,9 +52,11 @@ class Load:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of a load: finished answers, the names of errors, and the wall seconds of all together."""
+    """What came of a load: finished answers, errors by name of questions that were asked again and of those given
+    up, and the wall seconds of all together."""
 
     answers: list[Answer] = field(default_factory=list)
+    retried: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
     given_up: bool = False
@@ -123,10 +127,20 @@ async def run_load(address: str, model: str, wanted: Load, questions: Questions)
         while asked < LEAST_REQUESTS or time.perf_counter() - started < wanted.seconds:
             asked += 1
             message = {"role": "user", "content": questions.next(wanted.prompt_tokens)}
-            try:
-                tally.answers.append(await ask(client, model, [message], wanted.max_tokens))
-            except httpx.HTTPError as error:
-                tally.failures.append(type(error).__name__)
+            began = time.perf_counter()
+            for attempt in range(1, ATTEMPTS + 1):
+                lost = time.perf_counter() - began
+                try:
+                    answer = await ask(client, model, [message], wanted.max_tokens)
+                except httpx.HTTPError as error:
+                    errors = tally.retried if attempt < ATTEMPTS else tally.failures
+                    errors.append(type(error).__name__)
+                    await asyncio.sleep(0.02 * attempt)
+                else:
+                    # The user has waited since the first attempt.
+                    answer = replace(answer, first_s=answer.first_s + lost, total_s=answer.total_s + lost)
+                    tally.answers.append(answer)
+                    break
 
     async with httpx.AsyncClient(base_url=address, timeout=wanted.limit_s) as client:
         streams = asyncio.gather(*(stream(client) for _ in range(wanted.streams)))
@@ -138,7 +152,7 @@ async def run_load(address: str, model: str, wanted: Load, questions: Questions)
     return tally
 
 
-def load_row(tally: Tally) -> dict[str, float | int | bool]:
+def load_row(tally: Tally) -> dict[str, Any]:
     """A tally in figures: tokens a second of all streams together, and milliseconds to the first text."""
     firsts = [answer.first_s for answer in tally.answers] or [float("nan")]
     tokens = sum(answer.tokens for answer in tally.answers)
@@ -148,6 +162,7 @@ def load_row(tally: Tally) -> dict[str, float | int | bool]:
         "first_token_p99_ms": round(1e3 * percentile(firsts, 0.99), 1),
         "answers": len(tally.answers),
         "tokens": tokens,
+        "retried": len(tally.retried),
         "failed": len(tally.failures),
         "given_up": tally.given_up,
     }
