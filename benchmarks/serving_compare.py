@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from benchmarks.serving_client import Answer, Load, Questions, ask, load_row, run_load, run_turns
-from benchmarks.serving_process import Command, Running, started
+from benchmarks.serving_process import Command, NotStartedError, Running, started
 from mlx_gptoss.bench.report import machine_record
 
 PHASE_SECONDS = 60.0
@@ -84,7 +84,7 @@ def compare(wanted: Comparison) -> Results:
         for name, server in servers.items():
             try:
                 _warm(server, wanted, clock)
-            except (SystemExit, httpx.HTTPError, TimeoutError) as problem:
+            except (NotStartedError, httpx.HTTPError, TimeoutError) as problem:
                 _skip(results, f"{name}: {problem or type(problem).__name__}")
                 continue
             ready[name] = server
@@ -197,7 +197,7 @@ def table(results: Results) -> str:
             cells = [_turn_cell(results.turns[name], turn) for name in talking]
             lines.append(f"| {turn + 1} | {' | '.join(cells)} |")
     if results.skipped:
-        lines += ["", "Not measured: " + "; ".join(what.splitlines()[0] for what in results.skipped) + "."]
+        lines += ["", "Not measured: " + "; ".join(" ".join(what.split())[:300] for what in results.skipped) + "."]
     return "\n".join(lines) + "\n"
 
 

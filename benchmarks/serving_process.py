@@ -19,6 +19,10 @@ STOP_SECONDS = 8.0
 PARALLEL = 16
 
 
+class NotStartedError(Exception):
+    """A server ended before it answered, or took too long; with its last words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """How to start a server: its arguments without the port, the model's name there, and a path that answers."""
@@ -39,7 +43,7 @@ class Running:
     log: str
 
     def wait(self, deadline: float) -> None:
-        """Until it answers. Raises SystemExit with its last words when it ends, or `deadline` (monotonic) passes."""
+        """Until it answers. Raises NotStartedError when it ends first, or `deadline` (monotonic) passes."""
         while True:
             try:
                 httpx.get(f"{self.address}{self.probe}", timeout=5).raise_for_status()
@@ -48,7 +52,7 @@ class Running:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     with open(self.log, "rb") as log:
                         words = log.read().decode(errors="replace")[-2000:]
-                    raise SystemExit(f"the server did not start:\n{words}") from None
+                    raise NotStartedError(f"the server did not start:\n{words}") from None
                 time.sleep(0.1)
 
 
