@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import mlx.core as mx
 import numpy as np
 
-from mlx_gptoss.engine.prefill import LARGEST_CHUNK, SMALLEST_CHUNK
+from mlx_gptoss.engine.pace import LARGEST_CHUNK, SMALLEST_CHUNK
 from mlx_gptoss.engine.row_sampler import RowSampler
 from mlx_gptoss.engine.sampling import Sampler
 from mlx_gptoss.engine.token_model import TokenModel

@@ -17,8 +17,8 @@ class EngineOptions:
     `max_batch` sequences are prefilled or decoded at once and `max_queue` more may wait. `prefill_chunk` is in
     tokens; None adapts it to the machine. `context` in tokens (None: the model's own). `prefix_cache_bytes` bounds
     the stored conversations (0: none are kept); with `spill_dir` the ones that fall out go to disk, up to
-    `spill_bytes`. A snapshot for reuse is taken every `snapshot_gap` tokens at most, apart from the first and last
-    boundary of a prompt.
+    `spill_bytes`. Snapshots for reuse lie at least `snapshot_gap` tokens apart, except at a prompt's first boundary and
+    at its end.
     """
 
     max_batch: int = 8

@@ -9,14 +9,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gptoss.engine.options import EngineOptions
-from mlx_gptoss.engine.prefix_cache import PrefixCache, common_prefix, thin
+from mlx_gptoss.engine.pace import LARGEST_CHUNK, Pace
+from mlx_gptoss.engine.prefix import common_prefix, reached
+from mlx_gptoss.engine.prefix_cache import PrefixCache, thin
 from mlx_gptoss.engine.sequence import Sequence
 from mlx_gptoss.engine.token_model import TokenModel
 
-LARGEST_CHUNK: Final = 2048
-SMALLEST_CHUNK: Final = 64
-FIRST_BUSY_CHUNK: Final = 256
-BUSY_SECONDS: Final = 0.12
 _WORTH_WAITING: Final = 64
 
 
@@ -28,14 +26,15 @@ class Prefiller:
     with one being prefilled waits for it, to take over what they share.
     """
 
-    def __init__(self, model: TokenModel, options: EngineOptions, prefixes: PrefixCache) -> None:
+    def __init__(self, model: TokenModel, options: EngineOptions, prefixes: PrefixCache, pace: Pace) -> None:
         self._model = model
+        self._pace = pace
         self._options = options
         self._prefixes = prefixes
         self._live: list[Sequence] = []
         self._waiting: list[Sequence] = []
         self._turn = 0
-        self._tokens_per_second: float | None = None
+        self._timed: tuple[Sequence, int, float] | None = None
         self.chunk_limit = LARGEST_CHUNK
         """Positions a chunk may take at most, as memory allows."""
 
@@ -71,14 +70,24 @@ class Prefiller:
             return ready[0]
         return min(ready, key=lambda sequence: len(sequence.todo) - sequence.position)
 
-    def advance(self, sequence: Sequence, *, busy: bool) -> mx.array | None:
-        """Prefills one chunk of `sequence`; logits [1, vocab] when its last token is in, and then it is no longer
-        ours. `busy` says that others are decoding: the chunk is shorter and nothing is waited for."""
+    def budget(self, *, busy: bool) -> int:
+        """Tokens that this step may prefill; `busy` says that others are decoding."""
+        if self._options.prefill_chunk is not None:
+            return self._options.prefill_chunk
+        return self._pace.busy_budget() if busy else LARGEST_CHUNK
+
+    def remaining(self, sequence: Sequence) -> int:
+        """Tokens of a sequence that are not in its cache, as far as is known before it begins."""
+        return len(sequence.todo) - sequence.position
+
+    def advance(self, sequence: Sequence, most: int, *, busy: bool) -> tuple[int, mx.array | None]:
+        """Prefills one chunk of at most `most` tokens; how many it was, and logits [1, vocab] when the last token is
+        in, and then the sequence is no longer ours. While others are decoding nothing is waited for."""
         if sequence.cache is None:
             self._begin(sequence)
         began = time.perf_counter()
         start = sequence.position
-        end = self._chunk_end(sequence, start, busy)
+        end = self._chunk_end(sequence, start, most)
         last = end == len(sequence.todo)
         chunk = mx.array(sequence.todo[start:end])[None]
         logits = self._model.prefill(chunk, sequence.cache, need_logits=last)
@@ -90,12 +99,19 @@ class Prefiller:
         if not busy and not last:
             # Alone there is no decode step that would hold the host back to one chunk ahead.
             mx.eval(*sequence.cache.arrays())
-            self._measure(end - start, time.perf_counter() - began)
+            self._pace.prefilled(end - start, time.perf_counter() - began)
+        self._timed = (sequence, end - start, began) if last and not busy else None
         if sequence.request.on_progress is not None and end <= len(sequence.prompt):
             sequence.request.on_progress(end, len(sequence.prompt))
         if last:
             self._waiting.remove(sequence)
-        return logits
+        return end - start, logits
+
+    def arrived(self, sequence: Sequence) -> None:
+        """The first token of a sequence was read: if nothing else ran meanwhile, that is how long its pass took."""
+        if self._timed is not None and self._timed[0] is sequence:
+            self._pace.prefilled(self._timed[1], time.perf_counter() - self._timed[2])
+            self._timed = None
 
     def _begin(self, sequence: Sequence) -> None:
         hit = self._prefixes.lookup(sequence.todo, [other.stored() for other in self._started(sequence)])
@@ -130,40 +146,23 @@ class Prefiller:
     @staticmethod
     def _promised(other: Sequence, sequence: Sequence) -> int:
         shared = min(common_prefix(other.todo, sequence.todo), len(sequence.todo) - 1)
-        return max((cut for cut in other.cuts if cut <= shared), default=0)
+        return max(reached(cut, shared) for cut in (*other.cuts, len(other.prompt)))
 
-    def _chunk_end(self, sequence: Sequence, start: int, busy: bool) -> int:
-        end = min(start + min(self._chunk_size(busy), self.chunk_limit), len(sequence.todo))
+    def _chunk_end(self, sequence: Sequence, start: int, most: int) -> int:
+        end = min(start + min(most, self.chunk_limit), len(sequence.todo))
         cuts = [cut for cut in sequence.cuts if start < cut <= end]
         return min(cuts) if cuts else end
 
-    def _chunk_size(self, busy: bool) -> int:
-        if self._options.prefill_chunk is not None:
-            return self._options.prefill_chunk
-        if not busy:
-            return LARGEST_CHUNK
-        if self._tokens_per_second is None:
-            return FIRST_BUSY_CHUNK
-        wanted = int(self._tokens_per_second * BUSY_SECONDS) // SMALLEST_CHUNK * SMALLEST_CHUNK
-        return max(SMALLEST_CHUNK, min(wanted, LARGEST_CHUNK))
-
-    def _measure(self, tokens: int, seconds: float) -> None:
-        if seconds > 0:
-            now = tokens / seconds
-            before = self._tokens_per_second
-            self._tokens_per_second = now if before is None else 0.5 * (before + now)
-
 
 def choose_cuts(boundaries: tuple[int, ...], length: int, gap: int) -> tuple[int, ...]:
-    """Where to end a chunk for a snapshot: the first boundary, the last, and of those between, going back from the
-    end, each that leaves at least `gap` tokens to the cut after it. A cut costs one more pass over the weights."""
+    """Where to end a chunk for a snapshot: the first boundary, and of the others, going back from the end, each that
+    leaves at least `gap` tokens to the one after it or to the end of the prompt, where there is a snapshot anyway.
+    A cut costs one more pass over the weights."""
     inside = sorted({cut for cut in boundaries if 0 < cut < length})
-    if not inside:
-        return ()
-    cuts = [inside[-1]]
-    for cut in reversed(inside[:-1]):
-        if cuts[-1] - cut >= gap:
+    cuts: list[int] = []
+    after = length
+    for cut in reversed(inside):
+        if after - cut >= gap or cut == inside[0]:
             cuts.append(cut)
-    if cuts[-1] != inside[0]:
-        cuts.append(inside[0])
+            after = cut
     return tuple(reversed(cuts))

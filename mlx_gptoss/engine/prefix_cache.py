@@ -1,8 +1,8 @@
 """Stored conversations: what a prompt shares with them is not prefilled again.
 
 Full-attention layers can be cut back to any length. Sliding layers keep only their window, so a sequence can be
-re-entered at its end, a little before its end while the window is not full, or at a snapshot. A lookup therefore
-yields the furthest of those positions that lies within the common prefix and leaves a token to prefill.
+re-entered at its end, a little before its end while the window is not full, or at a snapshot and one token before it.
+A lookup yields the furthest of those positions that lies within the common prefix and leaves a token to prefill.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlx_gptoss.engine.prefix import TokenIds, common_prefix, reached
 from mlx_gptoss.engine.spill import SpillStore
 
-TokenIds = npt.NDArray[np.int32]
 MAX_SNAPSHOTS = 48
 MAX_ENTRIES = 512
 """A lookup compares the prompt with every entry."""
@@ -50,13 +49,6 @@ class Hit:
     snapshots: tuple[Any, ...]
 
 
-def common_prefix(first: TokenIds, second: TokenIds) -> int:
-    """Length of the longest common prefix of two int32 arrays."""
-    length = min(len(first), len(second))
-    different = first[:length] != second[:length]
-    return int(different.argmax()) if length and different.any() else length
-
-
 def reentry(stored: Stored, length: int) -> int:
     """The furthest position <= `length` at which `stored` can be re-entered; 0 when there is none."""
     end = len(stored.tokens)
@@ -64,7 +56,7 @@ def reentry(stored: Stored, length: int) -> int:
         return end
     if stored.cache.can_trim(end - length):
         return length
-    return max((snapshot.offset for snapshot in stored.snapshots if snapshot.offset <= length), default=0)
+    return max((reached(snapshot.offset, length) for snapshot in stored.snapshots), default=0)
 
 
 def enter(stored: Stored, position: int, *, share: bool) -> Hit:
@@ -72,11 +64,14 @@ def enter(stored: Stored, position: int, *, share: bool) -> Hit:
     cache = stored.cache.copy() if share else stored.cache
     end = len(stored.tokens)
     if position < end:
-        matching = [snapshot for snapshot in stored.snapshots if snapshot.offset == position]
-        if matching:
-            cache.restore(matching[-1])
-        else:
+        states = {snapshot.offset: snapshot for snapshot in stored.snapshots}
+        if position in states:
+            cache.restore(states[position])
+        elif cache.can_trim(end - position):
             cache.trim(end - position)
+        else:
+            cache.restore(states[position + 1])
+            cache.trim(1)
     kept = [snapshot for snapshot in stored.snapshots if snapshot.offset < position]
     # The next sequence may be cut back to here as well.
     return Hit(position, cache, (*kept, cache.snapshot()))

@@ -1,8 +1,9 @@
 """Continuous batching: what the engine's thread does in one step. Everything here runs on that thread.
 
 A step dispatches the forward pass of every decoding sequence, reads the tokens of the step before while the device
-works on it, then dispatches at most one chunk of prefill. So one token is always in flight, the host's work on a
-token hides behind the next one, and a long prompt delays its neighbours by no more than a chunk.
+works on it, then dispatches prefill that takes about as long as the step itself: a chunk of one long prompt, or
+several short ones. So one token is always in flight, the host's work on a token hides behind the next one, and
+prompts delay their neighbours by no more than that.
 
 Where a draw depends on tokens the host must see first (constraints, penalties), the forward pass is still dispatched
 before they are read; only the draw waits for them.
@@ -21,6 +22,7 @@ import mlx.core as mx
 from mlx_gptoss.engine.constraint import Mask, single_token_mask
 from mlx_gptoss.engine.generation import TokenEvent
 from mlx_gptoss.engine.options import EngineOptions
+from mlx_gptoss.engine.pace import SMALLEST_CHUNK, Pace, cost
 from mlx_gptoss.engine.prefill import Prefiller
 from mlx_gptoss.engine.prefix_cache import PrefixCache
 from mlx_gptoss.engine.sampling import Sampled, Sampler
@@ -59,9 +61,12 @@ class Scheduler:
         self._options = options
         self._sampler = Sampler(backend=model.draw_backend)
         self._prefixes = prefixes
-        self._prefill = Prefiller(model, options, prefixes)
+        self._pace = Pace()
+        self._prefill = Prefiller(model, options, prefixes, self._pace)
         self._decoding: list[Sequence] = []
         self._flights: list[Flight] = []
+        self._decoded_at: float | None = None
+        self._prefilled = 0
         self.totals = Totals()
 
     @property
@@ -84,7 +89,7 @@ class Scheduler:
         self._forget_ended()
 
     def step(self) -> None:
-        """One round: decode every running sequence by a token and prefill at most a chunk."""
+        """One round: decode every running sequence by a token, and prefill for about as long."""
         self.totals.steps += 1
         self._drop_unwanted()
         if self._decoding:
@@ -92,9 +97,9 @@ class Scheduler:
                 self._decode()
             except Exception as error:
                 self._recover(error)
+        self._keep_pace()
         self._forget_ended()
-        if len(self._prefill):
-            self._prefill_step()
+        self._prefill_step()
         self._forget_ended()
 
     def _sequences(self) -> list[Sequence]:
@@ -116,6 +121,14 @@ class Scheduler:
         self._prefill.forget_ended()
         if not self._decoding:
             self._flights = []
+
+    def _keep_pace(self) -> None:
+        """Measures the round that a decode step has just ended."""
+        now = time.perf_counter()
+        if self._decoding and self._decoded_at is not None:
+            self._pace.stepped(now - self._decoded_at, self._prefilled)
+        self._decoded_at = now if self._decoding else None
+        self._prefilled = 0
 
     # Decode
 
@@ -182,6 +195,7 @@ class Scheduler:
         )
         for i, row in enumerate(flight.rows):
             row.pending -= 1
+            self._prefill.arrived(row)
             if row.done:
                 continue
             if not math.isfinite(peaks[i]):
@@ -221,17 +235,37 @@ class Scheduler:
     # Prefill
 
     def _prefill_step(self) -> None:
-        sequence = self._prefill.choose()
-        try:
-            logits = self._prefill.advance(sequence, busy=bool(self._decoding))
-            if logits is None:
+        """A chunk of one prompt, and while others decode as many more prompts as fit whole into the step's budget."""
+        busy = bool(self._decoding)
+        left = self._prefill.budget(busy=busy)
+        first = True
+        while len(self._prefill) and (first or left >= SMALLEST_CHUNK):
+            sequence = self._prefill.choose()
+            if not first and self._prefill.remaining(sequence) > left:
                 return
+            taken = cost(self._prefill_chunk(sequence, left, busy))
+            left -= taken
+            self._prefilled += taken
+            first = False
+            self._prefill.forget_ended()
+            if not busy or sequence.alone:
+                # Of those under suspicion one at a time shows itself innocent.
+                return
+
+    def _prefill_chunk(self, sequence: Sequence, most: int, busy: bool) -> int:
+        """Tokens of the chunk."""
+        taken = 0
+        try:
+            taken, logits = self._prefill.advance(sequence, most, busy=busy)
+            if logits is None:
+                return taken
             self._launch([sequence], logits)
         except Exception as error:
             self._end(sequence, "error", _as_ours(error, "the model failed on this request"))
-            return
+            return taken
         if not sequence.done:
             self._decoding.append(sequence)
+        return taken
 
     # Endings
 

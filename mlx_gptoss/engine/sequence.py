@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mlx_gptoss.engine.generation import Finished, Generation, TokenEvent
-from mlx_gptoss.engine.prefix_cache import Stored, TokenIds
+from mlx_gptoss.engine.prefix import TokenIds
+from mlx_gptoss.engine.prefix_cache import Stored
 from mlx_gptoss.engine.repetition import RepetitionDetector
 from mlx_gptoss.engine.row_sampler import RowSampler
 from mlx_gptoss.errors import GptOssError

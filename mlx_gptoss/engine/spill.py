@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mlx_gptoss.engine.cache_state import Arrays, pack, unpack
+from mlx_gptoss.engine.prefix import TokenIds, common_prefix, reached
 
 _FOLDER = "mlx-gptoss-spill-"
 _WRITES_IN_FLIGHT = 2
@@ -30,7 +29,7 @@ class Spilled:
     """One conversation on its way to disk or there. `arrays` are set until the file is whole; `failed` is set by the
     writer and `dropped` by the engine's thread."""
 
-    tokens: npt.NDArray[np.int32]
+    tokens: TokenIds
     positions: tuple[int, ...]
     keep_from: int
     path: Path
@@ -62,7 +61,7 @@ class SpillStore:
     def nbytes(self) -> int:
         return sum(entry.nbytes for entry in self._entries)
 
-    def save(self, tokens: npt.NDArray[np.int32], cache: Any, snapshots: tuple[Any, ...], keep_from: int) -> None:
+    def save(self, tokens: TokenIds, cache: Any, snapshots: tuple[Any, ...], keep_from: int) -> None:
         """Takes a sequence over. It is dropped instead when the disk cannot keep up."""
         if self._writes.full() or cache.nbytes > self._budget:
             return
@@ -81,21 +80,19 @@ class SpillStore:
         while self.nbytes > self._budget:
             self._drop(self._entries[0])
 
-    def best(self, prompt: npt.NDArray[np.int32]) -> tuple[int, Spilled | None]:
+    def best(self, prompt: TokenIds) -> tuple[int, Spilled | None]:
         """The furthest position at which a spilled sequence can be re-entered for `prompt`, and which one."""
         best: tuple[int, Spilled | None] = (0, None)
         for entry in self._entries:
             if entry.failed:
                 continue
-            length = min(len(prompt), len(entry.tokens))
-            different = prompt[:length] != entry.tokens[:length]
-            shared = int(different.argmax()) if length and different.any() else length
-            position = max((p for p in entry.positions if p <= shared), default=0)
+            shared = common_prefix(prompt, entry.tokens)
+            position = max((reached(offset, shared) for offset in entry.positions), default=0)
             if position > best[0]:
                 best = (position, entry)
         return best
 
-    def load(self, entry: Spilled) -> tuple[npt.NDArray[np.int32], Any, tuple[Any, ...], int] | None:
+    def load(self, entry: Spilled) -> tuple[TokenIds, Any, tuple[Any, ...], int] | None:
         """Brings a sequence back and forgets its file: tokens, cache, snapshots, keep_from. None when the file is
         gone or damaged."""
         arrays = entry.arrays

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from mlx_gptoss.errors import EngineClosedError, ModelNotFoundError
+from mlx_gptoss.errors import EngineClosedError, InvalidRequestError, ModelNotFoundError
 from mlx_gptoss.llm import GptOss
 from mlx_gptoss.names import DEMO, looks_like_path
 from mlx_gptoss.registry import Alias, Registry, canonical_name
@@ -71,6 +72,7 @@ class ModelManager:
         self._wanted: Counter[str] = Counter()
         self._awaited: Counter[str] = Counter()
         self._crowded: set[str] = set()
+        self._removing: set[str] = set()
         self._occupied = 0
         self._changed = asyncio.Event()
         self._closed = False
@@ -124,6 +126,8 @@ class ModelManager:
             while True:
                 if self._closed:
                     raise EngineClosedError("the server is stopping")
+                if name in self._removing:
+                    raise ModelNotFoundError(f"model {name!r} is being deleted")
                 model = self._loaded.get(name)
                 if model is not None and model.llm.closed and model.users == 0:
                     # Its engine has died; the next one starts afresh.
@@ -209,6 +213,33 @@ class ModelManager:
         if model.users == 0:
             await self._unload(model)
         return True
+
+    async def remove(self, name: str) -> None:
+        """Delete an installed model from the disk, out of memory first. Raises ModelNotFoundError, and
+        InvalidRequestError while anybody uses it, loads it or waits for it."""
+        target = self.registry.find(name).name
+        here = [known for known in {*self._loaded, *self._loading, *+self._wanted} if self._is_folder_of(known, target)]
+        if target in self._removing or any(self._busy(known) for known in here):
+            raise InvalidRequestError(f"{name} is in use", param="model", hint="Try again when it is idle.")
+        self._removing.add(target)
+        removal = asyncio.ensure_future(self._remove(target, here))
+        removal.add_done_callback(lambda _: self._removing.discard(target))
+        await asyncio.shield(removal)
+
+    async def _remove(self, target: str, loaded: list[str]) -> None:
+        for model in [self._loaded[name] for name in loaded if name in self._loaded]:
+            await self._unload(model)
+        await asyncio.to_thread(self.registry.remove, target)
+
+    def _busy(self, name: str) -> bool:
+        model = self._loaded.get(name)
+        return self._wanted[name] > 0 or name in self._loading or (model is not None and model.users > 0)
+
+    def _is_folder_of(self, name: str, target: str) -> bool:
+        """Whether a loaded name is the installed model `target`, or its folder as the server's default."""
+        if name == target:
+            return True
+        return looks_like_path(name) and Path(name).resolve() == self.registry.model_folder(target).resolve()
 
     async def _unload(self, model: LoadedModel) -> None:
         if self._loaded.get(model.name) is not model:

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import pytest
 
+from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.errors import InsufficientMemoryError
-from mlx_gptoss.plan.chips import GIB
-from mlx_gptoss.plan.footprint import Precisions, footprint, kv_bytes, released_config
-from mlx_gptoss.plan.machine import described_machine
+from mlx_gptoss.plan.footprint import kv_bytes
+from mlx_gptoss.plan.guard import folder_bytes
+from mlx_gptoss.plan.machine import Machine
 from mlx_gptoss.plan.planner import CONVERSATION_TOKENS, WORKSPACE_BYTES
 from mlx_gptoss.registry import Registry
-from mlx_gptoss.server.loading import engine_options, registry_loader
+from mlx_gptoss.server.loading import registry_loader
 from mlx_gptoss.server.settings import ServerSettings
 from tests.server.support import MODEL, client_of, scripted_app
 from tests.server.test_wire_fuzz import BODIES
 
-CONFIG = released_config("openai/gpt-oss-20b")
-WEIGHTS = footprint(CONFIG, Precisions()).total
+
+def machine_with(registry: Registry, room: int) -> Machine:
+    """One on which MODEL's weights leave `room` bytes."""
+    working_set = folder_bytes(registry.model_folder(MODEL)) + WORKSPACE_BYTES + room
+    return Machine("test", 1 << 40, working_set, None)
 
 
-@pytest.mark.parametrize("memory", [24, 32, 64, 512])
-def test_everything_together_stays_within_the_working_set(memory: float) -> None:
-    machine = described_machine("M4 Max", memory)
-    settings = ServerSettings(max_batch=64, prefix_cache_bytes=8 * GIB)
-    options = engine_options(settings, machine, CONFIG, WEIGHTS)
-    assert options.context is not None
-    free = machine.working_set - WEIGHTS - WORKSPACE_BYTES
-    assert kv_bytes(CONFIG, options.context) + options.prefix_cache_bytes <= free
-    ordinary = kv_bytes(CONFIG, min(CONVERSATION_TOKENS, options.context))
-    assert options.max_batch == 1 or options.max_batch * ordinary + options.prefix_cache_bytes <= free
-    assert 1 <= options.max_batch <= 64
+def test_a_small_machine_gets_less_than_the_settings_ask_for(registry: Registry) -> None:
+    settings = ServerSettings(max_batch=10_000, prefix_cache_bytes=8 << 30)
+    config = ModelConfig.from_file(registry.model_folder(MODEL))
+    room = 8 * kv_bytes(config, config.max_position_embeddings)
+    with registry_loader(settings, registry, machine_with(registry, room))(MODEL) as llm:
+        options = llm.engine.options
+        ordinary = kv_bytes(config, min(CONVERSATION_TOKENS, llm.context))
+        assert 1 < options.max_batch < 10_000
+        assert options.max_batch * ordinary + options.prefix_cache_bytes <= room
 
 
-def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded() -> None:
-    with pytest.raises(InsufficientMemoryError):
-        engine_options(ServerSettings(), described_machine("M4", 16), released_config("120b"), 70 * GIB)
-    with pytest.raises(InsufficientMemoryError):
-        engine_options(ServerSettings(context=131_072), described_machine("M4", 16), CONFIG, WEIGHTS)
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(registry: Registry) -> None:
+    with pytest.raises(InsufficientMemoryError, match="the model does not fit"):
+        registry_loader(ServerSettings(), registry, machine_with(registry, -1))(MODEL)
+    with pytest.raises(InsufficientMemoryError, match="a context of 600 tokens"):
+        registry_loader(ServerSettings(context=600), registry, machine_with(registry, 1))(MODEL)
 
 
 def test_the_loader_keeps_to_the_bounds(registry: Registry) -> None:

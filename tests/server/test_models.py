@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from mlx_gptoss.errors import EngineClosedError, ModelNotFoundError
+from mlx_gptoss.errors import EngineClosedError, InvalidRequestError, ModelNotFoundError
 from mlx_gptoss.llm import GptOss
 from mlx_gptoss.registry import Alias, Registry
 from mlx_gptoss.server.models import ModelManager
 from mlx_gptoss.server.settings import ServerSettings
-from tests.server.support import MODEL
+from tests.server.support import MODEL, scripted_registry
 
 pytestmark = pytest.mark.anyio
 SECOND = "someone/second"
@@ -184,3 +185,74 @@ async def test_names(registry: Registry) -> None:
     assert anything.target("gpt-4o")[0] == MODEL
     with pytest.raises(ModelNotFoundError):
         manager.target("gpt-4o")
+
+
+async def test_a_model_is_not_deleted_under_its_loader_or_its_users(registry: Registry) -> None:
+    loading = Loading()
+    manager = manager_of(registry, loading)
+    done = asyncio.Event()
+    user = asyncio.create_task(hold(manager, MODEL, done))
+    await settled()
+    with pytest.raises(InvalidRequestError, match="in use"):
+        await manager.remove(MODEL)
+    loading.gate.set()
+    await settled()
+    with pytest.raises(InvalidRequestError, match="in use"):
+        await manager.remove(MODEL)
+    # To have asked changes nothing: the model stays in memory when its user leaves.
+    done.set()
+    await user
+    (model,) = manager.loaded()
+    assert not model.llm.closed
+    assert registry.find(MODEL).name == MODEL
+    await manager.close()
+
+
+async def test_nobody_loads_a_model_while_it_is_deleted(tmp_path: Path) -> None:
+    registry = scripted_registry(tmp_path)
+    deleting, deleted = threading.Event(), threading.Event()
+    remove = registry.remove
+
+    def slow(name: str) -> int:
+        deleting.set()
+        deleted.wait(10)
+        return remove(name)
+
+    registry.remove = slow  # type: ignore[method-assign]
+    loading = Loading()
+    loading.gate.set()
+    manager = manager_of(registry, loading)
+    async with manager.use(MODEL) as lease:
+        fake = lease.model.llm
+    removal = asyncio.create_task(manager.remove(MODEL))
+    while not deleting.is_set():
+        await asyncio.sleep(0.005)
+    assert fake.closed
+    with pytest.raises(ModelNotFoundError, match="being deleted"):
+        async with manager.use(MODEL):
+            pass
+    with pytest.raises(InvalidRequestError, match="in use"):
+        await manager.remove(MODEL)
+    # The client leaves; the deletion goes on, and keeps everybody out until it is done.
+    removal.cancel()
+    await settled()
+    with pytest.raises(ModelNotFoundError):
+        async with manager.use(MODEL):
+            pass
+    deleted.set()
+    await settled()
+    with pytest.raises(ModelNotFoundError):
+        manager.target(MODEL)
+    assert loading.names == [MODEL]
+    await manager.close()
+
+
+async def test_the_default_folder_is_not_deleted_by_its_name_while_in_use(registry: Registry) -> None:
+    loading = Loading()
+    loading.gate.set()
+    folder = str(registry.model_folder(MODEL))
+    manager = manager_of(registry, loading, default_model=folder)
+    async with manager.use(folder):
+        with pytest.raises(InvalidRequestError, match="in use"):
+            await manager.remove(MODEL)
+    await manager.close()

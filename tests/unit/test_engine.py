@@ -230,6 +230,22 @@ def test_a_long_prompt_does_not_freeze_the_others() -> None:
         talker.cancel()
 
 
+def test_short_prompts_start_together_while_others_decode() -> None:
+    model = FakeModel(context=100_000)
+    with engine_of(model, prefill_chunk=512, max_batch=9) as engine:
+        talker = engine.submit(ask([1], None, repetition_stop=False))
+        next(iter(talker))
+        model.gate = threading.Event()
+        prompts = [[n + 2] * 10 for n in range(8)]
+        asked = [engine.submit(ask(prompt, 3)) for prompt in prompts]
+        model.gate.set()
+        for prompt, generation in zip(prompts, asked, strict=True):
+            assert ids(generation) == model.alone(prompt, 3)
+        # Eight passes count as 64 tokens each and fit into one step: all of them decode beside the talker.
+        assert max(model.decoded) == 9
+        talker.cancel()
+
+
 def test_a_short_prompt_passes_a_long_one_in_progress() -> None:
     model = FakeModel(context=100_000)
     with engine_of(model, prefill_chunk=16) as engine:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlx_gptoss.engine import Engine, GenerationRequest
 from mlx_gptoss.engine.device_memory import FULL_SHARE, NEAR_SHARE, DeviceMemory, MlxDevice, Pressure
-from mlx_gptoss.engine.prefill import LARGEST_CHUNK, SMALLEST_CHUNK
+from mlx_gptoss.engine.pace import LARGEST_CHUNK, SMALLEST_CHUNK
 from mlx_gptoss.engine.prefix_cache import PrefixCache, Stored
 from mlx_gptoss.errors import InsufficientMemoryError, QueueFullError
 from mlx_gptoss.llm import GptOss

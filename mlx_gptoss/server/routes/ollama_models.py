@@ -244,11 +244,9 @@ async def delete(request: Request) -> Response:
     body = await read_body(request, NamedBody)
     manager = service_of(request).models
     if manager.registry.alias(body.named) is None:
-        name = manager.registry.find(body.named).name
-        await manager.unload(name)
-        if any(model.name == name for model in manager.loaded()):
-            raise InvalidRequestError(f"{body.named} is in use", param="model", hint="Try again when it is idle.")
-    await asyncio.to_thread(manager.registry.remove, body.named)
+        await manager.remove(body.named)
+    else:
+        await asyncio.to_thread(manager.registry.remove, body.named)
     return Response(status_code=200)
 
 
