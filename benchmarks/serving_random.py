@@ -59,6 +59,13 @@ class WordModel:
     def config(self) -> ModelConfig:
         return self._model.config
 
+    @property
+    def draw_backend(self) -> Backend:
+        return self._model.draw_backend
+
+    def mend(self, error: Exception) -> bool:
+        return self._model.mend(error)
+
     def make_cache(self, batch: int = 1) -> Any:
         return self._model.make_cache(batch)
 

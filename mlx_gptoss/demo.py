@@ -62,6 +62,13 @@ def demo_archive() -> Path:
     return Path(str(resources.files("mlx_gptoss.data") / "demo.tar.xz"))
 
 
+def demo_revision() -> str:
+    """What tells this package's demo checkpoint from another's: a hash of its files' hashes, 40 hexadecimal digits."""
+    files = _described()
+    named = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
+    return hashlib.sha256(named.encode()).hexdigest()[:40]
+
+
 def _described() -> Mapping[str, _File]:
     """Names, sizes and hashes of the files in the archive, in the order they are packed."""
     path = demo_archive().with_name("demo.json")

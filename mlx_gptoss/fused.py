@@ -20,6 +20,7 @@ from mlx_gptoss.kernels.draw import DRAW_KERNELS
 from mlx_gptoss.kernels.layout import HEAD_DIM, MAX_BATCH, model_params
 from mlx_gptoss.kernels.switchboard import Switchboard
 from mlx_gptoss.kernels.tuning import tuning_for
+from mlx_gptoss.mending import Mender
 from mlx_gptoss.model import PREFILL_CHUNK, GptOssModel, TokenIds
 from mlx_gptoss.weights import ModelWeights
 
@@ -54,18 +55,31 @@ class FusedModel:
         self.backend = backend
         self.dtype = dtype
         self.tail = tail
-        self.board = Switchboard(backend, off)
         self.stock = GptOssModel(config, weights, dtype) if stock is None else stock
-        params = model_params(config.rms_norm_eps, config.swiglu_limit, config.swiglu_alpha)
-        mx.eval(params)
-        self._decoder = DecodeGraph(config, weights, self.board, dtype, params)
-        self._prefiller = PrefillGraph(self.stock, self._decoder, chunk)
+        self._params = model_params(config.rms_norm_eps, config.swiglu_limit, config.swiglu_alpha)
+        mx.eval(self._params)
+        self._chunk = chunk
+        self._mender = Mender(backend, off)
+        self._build()
+
+    def _build(self) -> None:
+        """The graphs of the kernels that are on. Caches go on as they are: their layout is the same for all."""
+        self.board = Switchboard(self._mender.backend, self._mender.off)
+        self._decoder = DecodeGraph(self.config, self.weights, self.board, self.dtype, self._params)
+        self._prefiller = PrefillGraph(self.stock, self._decoder, self._chunk)
         self.replays = Replays()
 
     @property
     def draw_backend(self) -> Backend:
         """Where tokens are drawn from the logits: on the kernels while all that a draw needs are on."""
-        return self.backend if all(map(self.board.on, DRAW_KERNELS)) else StockBackend()
+        return self.board.backend if all(map(self.board.on, DRAW_KERNELS)) else StockBackend()
+
+    def mend(self, error: Exception) -> bool:
+        """Whether work that `error` ended may succeed when it is begun anew, with fresh caches: a kernel that failed is
+        off then, or being looked for (see mending.py). Never raises."""
+        mended = self._mender.mend(error)
+        self._build()
+        return mended
 
     def make_cache(self, batch: int = 1) -> SequenceCache:
         """An empty cache for `batch` sequences of one length; `decode` wants a batch of 1."""
@@ -83,7 +97,9 @@ class FusedModel:
         and ContextOverflowError.
         """
         ids = self.stock.checked(token_ids, cache)
-        return self._prefiller.run(ids, cache, need_logits)
+        logits = self._prefiller.run(ids, cache, need_logits)
+        self._went_well()
+        return logits
 
     def decode(self, token_ids: mx.array, caches: Sequence[SequenceCache]) -> mx.array:
         """One step of S independent sequences: token_ids [S] and their caches (batch 1) to logits float32 [S, vocab].
@@ -92,12 +108,14 @@ class FusedModel:
         have logit -inf. Raises InvalidRequestError and ContextOverflowError.
         """
         self._check(token_ids, caches)
-        if len(caches) <= MAX_BATCH:
-            return self._decode(token_ids, caches)
         starts = range(0, len(caches), MAX_BATCH)
-        return mx.concatenate(
-            [self._decode(token_ids[at : at + MAX_BATCH], caches[at : at + MAX_BATCH]) for at in starts]
-        )
+        parts = [self._decode(token_ids[at : at + MAX_BATCH], caches[at : at + MAX_BATCH]) for at in starts]
+        self._went_well()
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _went_well(self) -> None:
+        if self._mender.survived():
+            self._build()
 
     def _decode(self, token_ids: mx.array, caches: Sequence[SequenceCache]) -> mx.array:
         plan, lengths = self._prepare(caches)

@@ -7,18 +7,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlx_gptoss.errors import CheckpointError, ModelNotFoundError
-from mlx_gptoss.registry import Registry, canonical_name
+from mlx_gptoss.errors import CheckpointError, InvalidRequestError, ModelNotFoundError
+from mlx_gptoss.registry import Registry, canonical_name, is_built_in
+from mlx_gptoss.turn_lock import turn_lock
 
 DEMO = "demo"
 Progress = Callable[[int, int], None]
 
 
 def looks_like_path(name: str | Path) -> bool:
-    """Whether a name is meant as a folder: a Path, `.`/`..`, `~`, an absolute path, or something that exists."""
+    """Whether a name is meant as a folder rather than looked up among the models.
+
+    A Path is, and text that is written as one: `.`, `..`, `~...`, `/...`, `./...`, `../...` or with a `/` at its end.
+    A built-in name (demo, 20b, ...) is not, whatever lies in the current folder. Any other text is when a folder of
+    that name holds a model or a checkpoint.
+    """
     if isinstance(name, Path):
         return True
-    return name.startswith(("/", "./", "../", "~")) or name in {".", ".."} or Path(name).is_dir()
+    if name.startswith(("/", "./", "../", "~")) or name.endswith("/") or name in {".", ".."}:
+        return True
+    return not is_built_in(name) and _holds_weights(Path(name))
+
+
+def _holds_weights(folder: Path) -> bool:
+    try:
+        return (folder / "manifest.json").is_file() or any(folder.glob("*.safetensors"))
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
 
 
 def convert_source(
@@ -53,23 +68,48 @@ def resolve_model(
     if name is None:
         name = registry.default_name()
     if looks_like_path(name):
-        return _resolve_folder(Path(name).expanduser(), registry, progress)
-    target = registry.target(str(name))
+        return _resolve_folder(as_folder(name), registry, progress)
+    try:
+        return _resolve_name(str(name), registry, progress)
+    except (ModelNotFoundError, InvalidRequestError):
+        if not is_built_in(str(name)) and _is_folder(Path(name)):
+            return _resolve_folder(Path(name), registry, progress)
+        raise
+
+
+def as_folder(name: str | Path) -> Path:
+    """The path that a name is, with `~` expanded. Raises ModelNotFoundError for the home of nobody."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise ModelNotFoundError(f"no folder {name}", got=str(error)) from error
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # longer than a file system takes
+        return False
+
+
+def _resolve_name(name: str, registry: Registry, progress: Progress | None) -> Path:
+    target = registry.target(name)
+    if target == DEMO:
+        from mlx_gptoss.demo_folder import demo_folder
+
+        return demo_folder(registry, progress)
     folder = registry.model_folder(target)
     if (folder / "manifest.json").is_file():
         return folder
-    if target == DEMO:
-        return _install_demo(folder, registry, progress)
-    staging = registry.download_folder(target)
-    if folder.is_dir() and (staging / "config.json").is_file():
+    if folder.is_dir() and (registry.download_folder(target) / "config.json").is_file():
         raise ModelNotFoundError(
             f"model {name!r} is only half converted", hint=f"Finish it with `mlx-gptoss pull {name}`."
         )
-    return registry.find(str(name)).path
+    return registry.find(name).path
 
 
 def _resolve_folder(folder: Path, registry: Registry, progress: Progress | None) -> Path:
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise ModelNotFoundError(f"no folder {folder}", hint="Name a model folder, or a model such as 20b or demo.")
     if (folder / "manifest.json").is_file():
         return folder
@@ -80,7 +120,11 @@ def _resolve_folder(folder: Path, registry: Registry, progress: Progress | None)
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "an empty folder",
             where=str(folder),
         )
-    return convert_source(folder, _converted_twin(folder, registry), progress=progress)
+    twin = _converted_twin(folder, registry)
+    if not (twin / "manifest.json").is_file():
+        with turn_lock(registry.lock_file(twin.name), f"converting {folder}"):
+            convert_source(folder, twin, progress=progress)
+    return twin
 
 
 def _converted_twin(folder: Path, registry: Registry) -> Path:
@@ -95,14 +139,3 @@ def _converted_twin(folder: Path, registry: Registry) -> Path:
     # What a model name may consist of: ASCII, and no two dots in a row.
     label = re.sub(r"[^A-Za-z0-9_.-]|\.(?=\.)", "-", folder.resolve().name)
     return registry.home / "models" / canonical_name(f"local-{label[:40]}-{stamp.hexdigest()[:12]}")
-
-
-def _install_demo(folder: Path, registry: Registry, progress: Progress | None) -> Path:
-    import shutil
-
-    from mlx_gptoss.demo import unpack_demo
-
-    source = unpack_demo(registry.download_folder(DEMO))
-    convert_source(source, folder, progress=progress)
-    shutil.rmtree(source, ignore_errors=True)
-    return folder

@@ -3,6 +3,7 @@
 $MLX_GPTOSS_HOME (or the platform's user data folder)
 ├── models/<org>--<name>/     model folders
 ├── downloads/<org>--<name>/  hub files waiting for conversion; resumable
+├── locks/<name>.lock         held while a model is being made on first use
 ├── aliases/<name>.json       names that stand for a model, with a system prompt and parameters of their own
 └── state.json                the default model
 """
@@ -78,6 +79,11 @@ def canonical_name(name: str) -> str:
     return short
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a name is one of ours, such as demo or 20b: it means that model wherever it is said."""
+    return name.strip().removesuffix(":latest") in SHORT_NAMES
+
+
 def home_folder() -> Path:
     """Where models live: `$MLX_GPTOSS_HOME`, else the platform's user data folder."""
     override = os.environ.get(HOME_VARIABLE)
@@ -125,11 +131,17 @@ class Registry:
     def download_folder(self, name: str) -> Path:
         return self.home / "downloads" / canonical_name(name).replace("/", "--").replace(":", "@")
 
+    def lock_file(self, name: str) -> Path:
+        """What to lock while the model of that name is being made."""
+        return self.home / "locks" / f"{self.model_folder(name).name}.lock"
+
     def models(self) -> list[InstalledModel]:
         """Every complete model folder, newest first."""
         found = []
         root = self.home / "models"
         for path in sorted(root.iterdir()) if root.is_dir() else []:
+            if path.name.startswith("."):
+                continue  # a folder that is being made, or was replaced
             try:
                 modified = (path / "manifest.json").stat().st_mtime
                 size = sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file())

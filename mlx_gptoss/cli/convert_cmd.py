@@ -106,9 +106,9 @@ def export(model: str, target: Path, overwrite: bool) -> None:
 
 def _folder(model: str) -> Path:
     """The folder of a model name; a folder is taken as it is, so that a damaged one can be named too."""
-    from mlx_gptoss.names import looks_like_path, resolve_model
+    from mlx_gptoss.names import as_folder, looks_like_path, resolve_model
 
-    return Path(model).expanduser() if looks_like_path(model) else resolve_model(model)
+    return as_folder(model) if looks_like_path(model) else resolve_model(model)
 
 
 def show_folder(folder: Path, *, as_json: bool = False, console: Console | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -28,11 +27,11 @@ def doctor(model: str | None, backend: str, kernels: tuple[str, ...], as_json: b
     off or the folder is not sound; generation works without kernels all the same.
     """
     from mlx_gptoss.doctor import diagnose
-    from mlx_gptoss.names import looks_like_path, resolve_model
+    from mlx_gptoss.names import as_folder, looks_like_path, resolve_model
 
     folder = None
     if model is not None:  # a folder is taken as it is, so that a damaged one can be looked at too
-        folder = Path(model).expanduser() if looks_like_path(model) else resolve_model(model)
+        folder = as_folder(model) if looks_like_path(model) else resolve_model(model)
     diagnosis = diagnose(folder, backend=backend, kernels=kernels)
     if as_json:
         click.echo(json.dumps(diagnosis.to_dict()))

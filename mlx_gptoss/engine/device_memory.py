@@ -144,7 +144,15 @@ class DeviceMemory:
         """One short prompt, one decode step and one draw: the first request finds kernels compiled and weights in
         memory. Nothing where the device has no memory of its own to fill."""
         if self.device.working_set() is None:
-            return
+            return None
+        while True:
+            try:
+                return self._run_once(model)
+            except Exception as error:
+                if not model.mend(error):
+                    raise
+
+    def _run_once(self, model: TokenModel) -> None:
         # Ids far apart, so that their experts differ.
         ids = (np.arange(WARM_TOKENS, dtype=np.int64) * 7919 % model.config.used_vocab_size).astype(np.int32)
         cache = model.make_cache()

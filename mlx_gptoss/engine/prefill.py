@@ -54,7 +54,10 @@ class Prefiller:
         sequence.todo = np.concatenate([sequence.prompt, np.array(sequence.generated, dtype=np.int32)])
         sequence.cache = None
         sequence.snapshots = []
-        self._waiting.append(sequence)
+        sequence.pending = 0
+        sequence.sampler.rewind(len(sequence.generated))
+        if sequence not in self._waiting:
+            self._waiting.append(sequence)
 
     def forget_ended(self) -> None:
         self._waiting = [sequence for sequence in self._waiting if not sequence.done]

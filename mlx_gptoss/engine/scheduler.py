@@ -53,6 +53,10 @@ class Totals:
     """Seconds a request takes once started, a moving average."""
 
 
+class _MendedError(Exception):
+    """The model has mended itself: what runs is prefilled again."""
+
+
 class Scheduler:
     """The sequences being worked on."""
 
@@ -199,7 +203,10 @@ class Scheduler:
             if row.done:
                 continue
             if not math.isfinite(peaks[i]):
-                self._end(row, "error", _bad_logits(peaks[i], row))
+                bad = _bad_logits(peaks[i], row)
+                if peaks[i] != -math.inf and self._model.mend(bad):
+                    raise _MendedError
+                self._end(row, "error", bad)
                 continue
             wanted = row.request.sampling.logprobs
             event = TokenEvent(tokens[i])
@@ -217,20 +224,31 @@ class Scheduler:
                 self._end(row, reason)
 
     def _recover(self, error: Exception) -> None:
-        """A batched step broke. Whoever was alone in it is to blame and ends; the others are prefilled again and
-        go on one by one until they have shown themselves innocent."""
+        """A batched step broke. When the model has mended itself, all begin anew. Else whoever was alone in the step is
+        to blame and ends; the others are prefilled again and go on one by one until they have shown themselves
+        innocent."""
+        if isinstance(error, _MendedError) or self._model.mend(error):
+            self._begin_anew()
+            return
         self._flights = []
         rows, self._decoding = self._decoding, []
         for row in rows:
             if row.done:
                 continue
-            row.pending = 0
             if row.alone or len(rows) == 1:
                 self._end(row, "error", _as_ours(error, "the model failed on this request"))
                 continue
             row.alone = True
-            row.sampler.rewind(len(row.generated))
             self._prefill.restart(row)
+
+    def _begin_anew(self) -> None:
+        """Prefills everything again: what a kernel that failed has written is not to be trusted."""
+        self._flights = []
+        self._prefixes.clear()
+        running = [sequence for sequence in self._sequences() if not sequence.done]
+        self._decoding = []
+        for sequence in running:
+            self._prefill.restart(sequence)
 
     # Prefill
 
@@ -261,7 +279,12 @@ class Scheduler:
                 return taken
             self._launch([sequence], logits)
         except Exception as error:
-            self._end(sequence, "error", _as_ours(error, "the model failed on this request"))
+            if self._model.mend(error):
+                if sequence not in self._prefill.sequences:
+                    self._prefill.restart(sequence)
+                self._begin_anew()
+            else:
+                self._end(sequence, "error", _as_ours(error, "the model failed on this request"))
             return taken
         if not sequence.done:
             self._decoding.append(sequence)

@@ -73,3 +73,8 @@ class TokenModel(Protocol):
     def decode(self, token_ids: mx.array, caches: Sequence[Any]) -> mx.array:
         """One step for int32 `token_ids` [S], row i into caches[i]; logits [S, vocab]. Nothing is evaluated."""
         ...
+
+    def mend(self, error: Exception) -> bool:
+        """After `error` ended a call or its evaluation: whether the model has changed so that the same work, begun anew
+        with fresh caches, may succeed. True only a bounded number of times. Never raises."""
+        ...

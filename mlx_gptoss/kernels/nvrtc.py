@@ -140,7 +140,8 @@ def _compile_nvcc(nvcc: str, text: str, architecture: str, where: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="mlx-gptoss-nvcc-") as folder:
         source, target = Path(folder, "kernel.cu"), Path(folder, "kernel.cubin")
         source.write_text(text, encoding="utf-8")
-        command = [nvcc, "-cubin", f"-arch={architecture}", "--std=c++17", "--expt-relaxed-constexpr", "-o", str(target), str(source)]
+        flags = ["-cubin", f"-arch={architecture}", "--std=c++17", "--expt-relaxed-constexpr"]
+        command = [nvcc, *flags, "-o", str(target), str(source)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=NVCC_TIMEOUT_S, check=False)
         except (OSError, subprocess.TimeoutExpired) as problem:

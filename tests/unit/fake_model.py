@@ -114,6 +114,8 @@ class FakeModel:
         self.break_decode: Callable[[Sequence[FakeCache]], bool] = lambda caches: False
         self.break_prefill: Callable[[list[int]], bool] = lambda tokens: False
         self.nan_when: Callable[[FakeCache], bool] = lambda cache: False
+        self.errors: list[Exception] = []
+        self.mends: Callable[[Exception], bool] = lambda error: False
 
     def make_cache(self, batch: int = 1) -> FakeCache:
         return FakeCache()
@@ -140,6 +142,10 @@ class FakeModel:
         for row, cache in enumerate(caches):
             cache.write(token_ids[row])
         return mx.stack([self._logits(cache) for cache in caches])
+
+    def mend(self, error: Exception) -> bool:
+        self.errors.append(error)
+        return self.mends(error)
 
     def _logits(self, cache: FakeCache) -> mx.array:
         mixed = (cache.summary() ^ self._ids) * 3266489917
@@ -220,6 +226,9 @@ class ScriptedModel:
         for token, cache in zip(np.array(token_ids), caches, strict=True):
             cache.tokens.append(int(token))
         return self._logits(caches)
+
+    def mend(self, error: Exception) -> bool:
+        return False
 
     def _logits(self, caches: Sequence[ScriptedCache]) -> mx.array:
         logits = np.full((len(caches), self.config.vocab_size), -20.0, dtype=np.float32)

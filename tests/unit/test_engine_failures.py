@@ -104,6 +104,34 @@ def test_a_request_that_breaks_the_batch_fails_alone() -> None:
         assert ids(sick) == model.alone([50] * 10, 20)[: finished.usage.completion_tokens]
 
 
+@pytest.mark.parametrize("where", ["prefill", "decode", "numbers"])
+def test_a_model_that_mends_itself_costs_nobody_anything(where: str) -> None:
+    """Whatever runs begins anew, prompts half prefilled included, and every answer is what it would have been."""
+    model = FakeModel()
+
+    def mends(error: Exception) -> bool:
+        model.break_prefill = lambda tokens: False
+        model.break_decode = lambda caches: False
+        model.nan_when = lambda cache: False
+        return True
+
+    model.mends = mends
+    if where == "prefill":
+        model.break_prefill = lambda tokens: 50 in tokens
+    elif where == "decode":
+        model.break_decode = lambda caches: any(cache.offset > 30 for cache in caches)
+    else:
+        model.nan_when = lambda cache: cache.offset > 30
+    prompts = [[n + 1] * 25 for n in range(3)] + [[50] * 90]
+    with engine_of(model, prefill_chunk=16) as engine:
+        seeded = engine.submit(ask([9] * 5, 30, sampling=SamplingParams(seed=5)))
+        running = [engine.submit(ask(prompt, 12)) for prompt in prompts]
+        assert [ids(generation) for generation in running] == [model.alone(prompt, 12) for prompt in prompts]
+        drawn = ids(seeded)
+        assert len(model.errors) == 1
+        assert drawn == ids(engine.submit(ask([9] * 5, 30, sampling=SamplingParams(seed=5))))
+
+
 def np_row(tokens: list[int]) -> Any:
     import mlx.core as mx
 

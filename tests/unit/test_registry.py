@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_gptoss import names
-from mlx_gptoss.errors import GptOssError, InvalidRequestError, ModelNotFoundError
+from mlx_gptoss.errors import CheckpointError, GptOssError, InvalidRequestError, ModelNotFoundError
+from mlx_gptoss.folder import read_manifest
 from mlx_gptoss.registry import Alias, Registry, canonical_name
+from tests.tiny import tiny_config, write_hf_checkpoint
 
 
 @pytest.fixture
@@ -128,3 +131,61 @@ def test_unreadable_state_says_which_file(registry: Registry) -> None:
     (registry.home / "state.json").write_text("{")
     with pytest.raises(GptOssError, match=r"state\.json"):
         registry.default_name()
+
+
+def checkpoint(folder: Path, manifest: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    (folder / ("manifest.json" if manifest else "model.safetensors")).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("built_in", ["demo", "20b", "gpt-oss", "gpt-oss-20b", "gpt-oss:latest", "demo:latest"])
+def test_a_built_in_name_means_that_model_whatever_lies_here(
+    built_in: str, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path / built_in)
+    assert not names.looks_like_path(built_in)
+    for written in (f"./{built_in}", f"{built_in}/", str(tmp_path / built_in)):
+        assert names.resolve_model(written, registry=registry).resolve() == tmp_path / built_in
+
+
+def test_another_name_is_the_folder_that_holds_weights_here(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    installed = install(registry, "someone/tune")
+    (tmp_path / "someone" / "tune").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "deep" / "er" / "still").mkdir(parents=True)
+    assert names.resolve_model("someone/tune", registry=registry) == installed
+    checkpoint(tmp_path / "openai" / "gpt-oss-20b")
+    assert names.resolve_model("openai/gpt-oss-20b", registry=registry) == Path("openai/gpt-oss-20b")
+    for nothing in ("empty", "deep/er/still"):
+        with pytest.raises(CheckpointError, match="not a model folder"):
+            names.resolve_model(nothing, registry=registry)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "/" + "x" * 5000, "~nobody-of-that-name/model", "no\0thing", "", "/", "//"]
+)
+def test_a_name_that_no_file_system_takes_is_one_clear_error(name: str, registry: Registry) -> None:
+    with pytest.raises(GptOssError):
+        names.resolve_model(name, registry=registry)
+
+
+def test_a_second_first_use_waits_for_the_first(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_hf_checkpoint(tmp_path / "source", tiny_config(), seed=1)
+    found: list[Path] = []
+    users = [
+        threading.Thread(target=lambda: found.append(names.resolve_model(source, registry=registry))) for _ in range(3)
+    ]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(60)
+    assert len(found) == 3
+    assert len(set(found)) == 1
+    assert read_manifest(found[0]).tensors
