@@ -20,7 +20,7 @@ from mlx_gptoss.bench.random_weights import RandomWeights
 from mlx_gptoss.cache import FullLayerCache, SequenceCache
 from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.fused import FusedModel
-from mlx_gptoss.fused_decode import DecodeGraph, Layers, Plan, Replays, StepInputs
+from mlx_gptoss.fused_decode import DecodeGraph, Layers, Plan, Replays, StepInputs, StepResult
 from mlx_gptoss.kernels.backend import Size3, Template
 from mlx_gptoss.kernels.source import KernelSource
 from mlx_gptoss.model import GptOssModel
@@ -54,7 +54,7 @@ class ViewBackend:
 class NoReplays(Replays):
     """Builds every step anew."""
 
-    def step(self, graph: DecodeGraph, plan: Plan, inputs: StepInputs, layers: Layers) -> mx.array:
+    def step(self, graph: DecodeGraph, plan: Plan, inputs: StepInputs, layers: Layers) -> StepResult:
         return graph.step(plan, inputs, layers)
 
 

@@ -29,6 +29,7 @@ from mlx_gptoss.engine import Engine, EngineOptions, GenerationRequest, TokenMod
 from mlx_gptoss.harmony.parser import HarmonyParser
 from mlx_gptoss.harmony.special import CHANNEL, MESSAGE, TEXT_TOKENS
 from mlx_gptoss.harmony.vocabulary import Vocabulary, load_vocabulary
+from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.llm import GptOss, Progress
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.stream import Completion, Stream

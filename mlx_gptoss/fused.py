@@ -6,14 +6,13 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_gptoss.cache import FullLayerCache, SequenceCache
 from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.errors import ConfigError, ContextOverflowError, InvalidRequestError
 from mlx_gptoss.fused_decode import DecodeGraph, Plan, Replays, StepInputs
 from mlx_gptoss.fused_prefill import PrefillGraph
-from mlx_gptoss.kernels.attention import FULL, cache_lengths, parts_for
+from mlx_gptoss.kernels.attention import FULL, parts_for
 from mlx_gptoss.kernels.attention_out import NAME as OUT
 from mlx_gptoss.kernels.backend import Backend, StockBackend
 from mlx_gptoss.kernels.draw import DRAW_KERNELS
@@ -22,6 +21,7 @@ from mlx_gptoss.kernels.switchboard import Switchboard
 from mlx_gptoss.kernels.tuning import tuning_for
 from mlx_gptoss.mending import Mender
 from mlx_gptoss.model import PREFILL_CHUNK, GptOssModel, TokenIds
+from mlx_gptoss.step_state import CarriedState, Position
 from mlx_gptoss.weights import ModelWeights
 
 TAIL = 64
@@ -68,6 +68,7 @@ class FusedModel:
         self._decoder = DecodeGraph(self.config, self.weights, self.board, self.dtype, self._params)
         self._prefiller = PrefillGraph(self.stock, self._decoder, self._chunk)
         self.replays = Replays()
+        self._carried = CarriedState(self.stock.rope)
 
     @property
     def draw_backend(self) -> Backend:
@@ -118,14 +119,14 @@ class FusedModel:
             self._build()
 
     def _decode(self, token_ids: mx.array, caches: Sequence[SequenceCache]) -> mx.array:
-        plan, lengths = self._prepare(caches)
-        offsets = tuple(cache.offset for cache in caches)
-        inputs = StepInputs(token_ids, self._rope(offsets), lengths, offsets)
+        plan, positions = self._prepare(caches)
+        inputs = StepInputs(token_ids, self._carried.state(positions), tuple(cache.offset for cache in caches))
         layers = [[cache.layers[index] for cache in caches] for index in range(self.config.num_layers)]
         if self._decoder.replayable:
-            logits = self.replays.step(self._decoder, plan, inputs, layers)
+            result = self.replays.step(self._decoder, plan, inputs, layers)
         else:
-            logits = self._decoder.step(plan, inputs, layers)
+            result = self._decoder.step(plan, inputs, layers)
+        self._carried.carry(positions, result.numbers)
         if self.board.on(FULL):
             for row in layers:
                 for layer in row:
@@ -133,20 +134,20 @@ class FusedModel:
                         layer.n_tail += 1
         for cache in caches:
             cache.advance(1)
-        return logits
+        return result.logits
 
-    def _prepare(self, caches: Sequence[SequenceCache]) -> tuple[Plan, list[mx.array]]:
-        """Makes room for one more position in every cache; the step's plan and lengths."""
+    def _prepare(self, caches: Sequence[SequenceCache]) -> tuple[Plan, list[Position]]:
+        """Makes room for one more position in every cache; the step's plan and where the sequences are."""
         tuning = tuning_for(self.backend.family)
-        lengths, parts, capacities = [], [], []
-        for row, cache in enumerate(caches):
+        positions, parts, capacities = [], [], []
+        for cache in caches:
             n_main = n_tail = capacity = 0
             for layer in cache.layers:
                 if isinstance(layer, FullLayerCache):
                     if self.board.on(FULL):
                         self._make_room(layer)
                     n_main, n_tail, capacity = layer.n_main, layer.n_tail, layer.capacity
-            lengths.append(cache_lengths(offset=cache.offset, n_main=n_main, n_tail=n_tail, capacity=capacity, row=row))
+            positions.append(Position(cache.offset, n_main, n_tail, capacity))
             parts.append(parts_for(n_main, tuning))
             capacities.append(capacity)
         merge: Literal["nowhere", "in_out", "apart"] = "apart"
@@ -154,7 +155,7 @@ class FusedModel:
             merge = "nowhere"
         elif len(caches) == 1 and parts[0] <= tuning.merge_in_out and self.board.on(FULL) and self.board.on(OUT):
             merge = "in_out"
-        return Plan(tuple(parts), merge, tuple(capacities)), lengths
+        return Plan(tuple(parts), merge, tuple(capacities)), positions
 
     def _make_room(self, layer: FullLayerCache) -> None:
         """A main cache of some size, and a tail with room for one more position."""
@@ -166,13 +167,6 @@ class FusedModel:
         if tail_k is None:
             shape = (1, self.config.num_kv_heads, self.tail, HEAD_DIM)
             layer.tail_k, layer.tail_v = mx.zeros(shape, dtype=self.dtype), mx.zeros(shape, dtype=self.dtype)
-
-    def _rope(self, positions: tuple[int, ...]) -> mx.array:
-        """float32 [S, 64]: cosines and sines of the positions, times the concentration (see RotaryTable)."""
-        rope = self.stock.rope
-        angles = (np.array(positions, dtype=np.float32)[:, None] * rope.inverse_frequencies).astype(np.float64)
-        table = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1) * rope.concentration
-        return mx.array(table.astype(np.float32))
 
     def _check(self, token_ids: mx.array, caches: Sequence[SequenceCache]) -> None:
         if token_ids.shape != (len(caches),) or not caches:

@@ -28,6 +28,7 @@ from mlx_gptoss.stand_ins import (
     moe_gate_up_stand_in,
     qkv_rope_stand_in,
 )
+from mlx_gptoss.step_state import StepState
 from mlx_gptoss.weights import LayerWeights, ModelWeights
 
 Layers = list[list[LayerCache]]
@@ -51,13 +52,20 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """What changes from step to step. token_ids: int [S]; rope: float32 [S, 64]; lengths: int32 [8] each (see
-    `cache_lengths`); offsets: the positions again, for a graph that is not replayed."""
+    """What changes from step to step. token_ids: int [S]; offsets: the positions again, for a graph that is not
+    replayed."""
 
     token_ids: mx.array
-    rope: mx.array
-    lengths: list[mx.array]
+    state: StepState
     offsets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """logits: float32 [S, vocab]; numbers: `StepState.numbers` for the next step."""
+
+    logits: mx.array
+    numbers: mx.array
 
 
 class DecodeGraph:
@@ -94,9 +102,10 @@ class DecodeGraph:
             backend=self.board.backend,
         )
 
-    def step(self, plan: Plan, inputs: StepInputs, layers: Layers) -> mx.array:
-        """Logits float32 [S, vocab]; the caches get their new tails and rings (but no new counts)."""
+    def step(self, plan: Plan, inputs: StepInputs, layers: Layers) -> StepResult:
+        """The caches get their new tails and rings (but no new counts)."""
         config = self.config
+        rope, lengths = inputs.state.rope(), inputs.state.lengths()
         x = look_up(self.weights.embed, inputs.token_ids, mx.float32)
         full = merge_counts(plan.parts) if plan.merge == "apart" else None
         sliding = merge_counts([1] * plan.rows) if plan.rows > 1 else None
@@ -105,7 +114,7 @@ class DecodeGraph:
                 x,
                 weights.attn_norm,
                 weights.qkv,
-                inputs.rope,
+                rope,
                 self.params,
                 heads=config.num_heads,
                 kv_heads=config.num_kv_heads,
@@ -114,12 +123,12 @@ class DecodeGraph:
             )
             merged = True
             if isinstance(caches[0], FullLayerCache):
-                a = self._full(q, k, v, weights.sinks, caches, plan, inputs.lengths, full)
+                a = self._full(q, k, v, weights.sinks, caches, plan, lengths, full)
                 merged = plan.merge != "in_out"
             else:
-                a = self._sliding(q, k, v, weights.sinks, caches, inputs, sliding)
+                a = self._sliding(q, k, v, weights.sinks, caches, inputs.offsets, lengths, sliding)
             x = self.finish(x, a, weights, merged=merged)
-        return self.logits(x)
+        return StepResult(self.logits(x), inputs.state.next_numbers())
 
     def finish(self, x: mx.array, a: mx.array, weights: LayerWeights, *, merged: bool = True) -> mx.array:
         """Output projection, experts and both residuals: x [S, H] and attention a [S, heads * 64] or, where it is not
@@ -181,7 +190,8 @@ class DecodeGraph:
         v: mx.array,
         sinks: mx.array,
         caches: list[LayerCache],
-        inputs: StepInputs,
+        offsets: tuple[int, ...],
+        lengths: list[mx.array],
         counts: mx.array | None,
     ) -> mx.array:
         """As `_full`."""
@@ -190,7 +200,7 @@ class DecodeGraph:
             if not isinstance(cache, SlidingLayerCache):
                 continue
             if not self.board.on(attention.SLIDING):
-                offset = inputs.offsets[row]
+                offset = offsets[row]
                 cache.append(k[row][None, :, None], v[row][None, :, None], offset)
                 outs.append(self._stock(q[row], *cache.current(offset + 1), sinks))
                 continue
@@ -201,7 +211,7 @@ class DecodeGraph:
                 _only(cache.ring_k),
                 _only(cache.ring_v),
                 sinks,
-                inputs.lengths[row],
+                lengths[row],
                 parts=1 if len(caches) > 1 else None,
                 backend=self.board.backend,
             )
@@ -220,8 +230,9 @@ class DecodeGraph:
         return y.reshape(-1, HEAD_DIM).astype(mx.float32)
 
 
-Replay = Callable[[mx.array, mx.array, list[mx.array], list[mx.array]], tuple[mx.array, list[mx.array]]]
-"""(token_ids, rope, lengths, the caches' arrays) to (logits, the caches' new arrays)."""
+Replay = Callable[[mx.array, mx.array, mx.array, list[mx.array]], tuple[mx.array, mx.array, list[mx.array]]]
+"""(token_ids, the state's numbers and rotations, the caches' arrays) to (logits, next numbers, the caches' new
+arrays)."""
 
 
 class Replays:
@@ -238,7 +249,7 @@ class Replays:
     def __len__(self) -> int:
         return len(self._compiled)
 
-    def step(self, graph: DecodeGraph, plan: Plan, inputs: StepInputs, layers: Layers) -> mx.array:
+    def step(self, graph: DecodeGraph, plan: Plan, inputs: StepInputs, layers: Layers) -> StepResult:
         """As `DecodeGraph.step`."""
         replay = self._compiled.get(plan)
         if replay is None:
@@ -251,20 +262,21 @@ class Replays:
             if len(self._compiled) > self._most:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(plan)
-        logits, fresh = replay(inputs.token_ids, inputs.rope, inputs.lengths, list(_arrays(layers)))
+        state = inputs.state
+        logits, numbers, fresh = replay(inputs.token_ids, state.numbers, state.rotations, list(_arrays(layers)))
         _put_back(layers, fresh)
-        return logits
+        return StepResult(logits, numbers)
 
 
 def compile_step(graph: DecodeGraph, plan: Plan) -> Replay:
     """The graph of one plan, built once and replayed. It shares nothing with the caches it was built on."""
 
     def step(
-        token_ids: mx.array, rope: mx.array, lengths: list[mx.array], arrays: list[mx.array]
-    ) -> tuple[mx.array, list[mx.array]]:
+        token_ids: mx.array, numbers: mx.array, rotations: mx.array, arrays: list[mx.array]
+    ) -> tuple[mx.array, mx.array, list[mx.array]]:
         layers = _layers(graph.config, plan, iter(arrays))
-        logits = graph.step(plan, StepInputs(token_ids, rope, lengths), layers)
-        return logits, list(_written(layers))
+        result = graph.step(plan, StepInputs(token_ids, StepState(numbers, rotations)), layers)
+        return result.logits, result.numbers, list(_written(layers))
 
     compiled: Replay = mx.compile(step)
     return compiled

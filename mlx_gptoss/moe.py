@@ -56,7 +56,8 @@ def _dense_matmul(x: mx.array, weight: mx.array, experts: mx.array, *, ordered: 
     if weight.dtype != x.dtype and experts.size < weight.shape[0]:
         return x @ weight[experts].astype(x.dtype).swapaxes(-1, -2)
     transposed = weight.astype(x.dtype).swapaxes(1, 2)
-    return mx.gather_mm(x, transposed, rhs_indices=experts, sorted_indices=ordered)
+    # MLX's CUDA build (0.32.4) mixes experts up when gather_mm is told that they ascend.
+    return mx.gather_mm(x, transposed, rhs_indices=experts, sorted_indices=ordered and not mx.cuda.is_available())
 
 
 def mix(

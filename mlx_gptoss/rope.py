@@ -64,6 +64,12 @@ class RotaryTable:
         self._limit = config.max_position_embeddings
         self._cos, self._sin = self._build(0)
 
+    def rotations(self, positions: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """[count, head_dim]: the cosines, then the sines of any positions, times the concentration."""
+        angles = (positions[:, None] * self.inverse_frequencies).astype(np.float64)
+        table = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1) * self.concentration
+        return table.astype(np.float32)
+
     def _build(self, positions: int) -> tuple[mx.array, mx.array]:
         angles = np.arange(positions, dtype=np.float32)[:, None] * self.inverse_frequencies
         exact = angles.astype(np.float64)

@@ -151,7 +151,9 @@ def _grouped(x: mx.array, experts: Experts, owners: mx.array) -> mx.array:
         # MLX's CUDA build decodes anew for every row in gather_qmm: decoding once is faster by far, if larger.
         dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # all that gather_mm takes on a CPU
         weight = mx.swapaxes(_dense(experts, dtype), -1, -2)
-        return mx.gather_mm(x.astype(dtype)[:, None], weight, rhs_indices=owners, sorted_indices=True).squeeze(1)
+        # Told that owners ascend, MLX's CUDA build (0.32.4) mixes experts up.
+        ascend = not mx.cuda.is_available()
+        return mx.gather_mm(x.astype(dtype)[:, None], weight, rhs_indices=owners, sorted_indices=ascend).squeeze(1)
     return mx.gather_qmm(
         x[:, None],
         experts.blocks,
