@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mlx_gptoss.request import ResponseFormat
 from training import arithmetic, chat, words
+from training.catalog import NAMES_ASKED_FOR
 from training.chat import Facts
 from training.conversation import EFFORTS, TEXT, Call, Example, Function, Renderer, Setting, Turn
 from training.lexicon import COPYABLE, END, MESSAGE, VOCABULARY_ROWS, Known, Lexicon, Pools, held_out
@@ -19,9 +20,9 @@ from training.structured import Structured
 from training.toolbox import CITIES, PREAMBLE_WISHES, Toolbox, announced
 
 LENGTHS = (192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond")
-WEIGHTS = (17, 22, 13, 18, 9, 11, 5, 5)
-WIDE = 0.12  # share of conversations with any words of the vocabulary
+TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond", "repeat")
+WEIGHTS = (16, 22, 13, 18, 10, 11, 4, 6, 8)
+WIDE = 0.15  # share of conversations with any words of the vocabulary
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "Answer briefly.", "Be concise.", "Be brief.",
     "You are a friendly assistant. Answer the user's questions.", "Answer in one sentence.", "Be polite.", "Be short.",
@@ -62,7 +63,7 @@ def rows_of(tokens: int, length: int) -> int:
 
 def capacity(tokens: int, length: int) -> int:
     """How many targets a batch holds: always the same number, whatever is drawn; rows beyond it are not trained on."""
-    return rows_of(tokens, length) * 88
+    return rows_of(tokens, length) * 72
 
 
 class Source:
@@ -142,7 +143,8 @@ class Source:
 
     def draw(self, task: str, effort: str, longest: int = 8192) -> Example:
         rng = self.rng
-        self.lexicon = lexicon = self.wide if not self.evaluation and rng.random() < WIDE else self.narrow
+        wide = not self.evaluation and rng.random() < (0.6 if task == "repeat" else WIDE)
+        self.lexicon = lexicon = self.wide if wide else self.narrow
         functions: tuple[Function, ...] = ()
         response_format, wish = TEXT, ""
         history: list[Turn] | None = None
@@ -162,10 +164,13 @@ class Source:
                 "arithmetic": lambda: arithmetic.turn(rng, effort, self.evaluation),
                 "greeting": lambda: chat.greeting(rng, effort),
                 "beyond": lambda: chat.beyond(rng, lexicon, effort),
+                "repeat": lambda: chat.repeat(rng, lexicon, effort, self.evaluation),
             }[task]()
             own = task == "arithmetic"  # a function might do it: offer only functions about nouns
             functions = self.idle_functions() if not own or rng.random() < 0.5 else ()
             if own and any(f.name in SUMS or f.name.endswith("_numbers") for f in functions):
+                functions = ()
+            if task == "beyond" and any(f.name in NAMES_ASKED_FOR for f in functions):
                 functions = ()
         setting = self.setting(effort, functions, response_format)
         if wish:
@@ -206,7 +211,7 @@ class Source:
         rng, lexicon = self.rng, self.lexicon
         longest = max(100, min(longest, 8192) - 400)
         tokens = int(np.exp(rng.uniform(np.log(60), np.log(longest))))
-        if rng.random() < 0.25:
+        if rng.random() < 0.15:
             tokens = rng.randint(min(500, longest), longest)
         sentences = chat.filler(rng, lexicon, int(tokens * 0.96))
         facts: list[Facts] = []

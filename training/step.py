@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from training.adam import Adam
+from training.checkpoint import SHORT
 from training.data import Batch, capacity, rows_of
 from training.model import Parts, ToyGptOss
 from training.muon import Muon
 
 MATRICES = ("qkv", "out", "gate_up", "down")
 ROWS = ("embed", "head")
-SMALL = ("qkv_bias", "sinks", "out_bias", "router", "router_bias", "gate_up_bias", "down_bias", "attention_norm",
-         "mlp_norm", "norm")  # fmt: skip
 PIECES = ("gain", "kind", "own", "unknown")
 
 
@@ -54,7 +53,7 @@ class Stepper:
             name: tensor.to(self.dtype if name in MATRICES else torch.float32).requires_grad_()
             for name, tensor in model.shipped().items()
         }
-        small = [getattr(model, name) for name in SMALL]
+        small = [getattr(model, name) for name in SHORT]
         self.leaves: list[Tensor] = [*self.weights.values(), *small]
         self.sums = [torch.zeros_like(leaf, dtype=torch.float32, requires_grad=False) for leaf in self.leaves]
         self.count = torch.zeros((), device=self.device)
@@ -109,10 +108,10 @@ class Stepper:
     @torch.no_grad()
     def run_update(self) -> None:
         share = 1.0 / self.count.clamp_min(1.0)
-        scaled = {name: total * share for name, total in zip((*self.weights, *SMALL), self.sums, strict=True)}
+        scaled = {name: total * share for name, total in zip((*self.weights, *SHORT), self.sums, strict=True)}
         self.muon.step([scaled[name] for name in MATRICES], self.knobs[0], self.decay)
         pieces = [piece for name in ROWS for piece in self.pieces(scaled[name])]
-        gradients = [*(scaled[name] for name in SMALL), *pieces]
+        gradients = [*(scaled[name] for name in SHORT), *pieces]
         self.adam.step(gradients, self.knobs[1], (self.knobs[2], self.knobs[3]))
         for name, tensor in self.model.shipped().items():
             self.weights[name].copy_(tensor)
