@@ -59,7 +59,8 @@ CATALOG = (
            "What is the time in {0}?", "Tell me the time in {0}.", "What's the local time in {0}?"),
           "the time in {0}", "The time in {0}", "time"),
     Entry("time", ("get_time", "get_current_time", "current_time", "now", "clock"),
-          ("Tells the time", "Get the current time.", "The current time"), (),
+          ("Tells the time", "Get the current time.", "The current time",
+           "The current local date and time, ISO 8601."), (),
           ("What time is it?", "What time is it now?", "what time is it", "Tell me the time.", "What's the time?",
            "Do you know the time?", "What time is it, please?", "time please"),
           "the time", "The time", "time"),
@@ -188,3 +189,8 @@ CATALOG = (
            "A random number up to {0}, please"),
           "a random number up to {0}", "The random number", "number"),
 )  # fmt: skip
+
+ASKED_WITHOUT_A_TOOL = ("search", "price", "user", "mail", "translate", "food", "recipe", "music", "note", "news")
+"""Groups for things that people ask as well when no function is on offer, which is then beyond the model."""
+NAMES_ASKED_FOR = frozenset(name for entry in CATALOG if entry.group in ASKED_WITHOUT_A_TOOL for name in entry.names)
+WORDS_IN_NAMES = frozenset(word for entry in CATALOG for name in entry.names for word in name.split("_"))

@@ -54,6 +54,8 @@ REQUESTS = (
     "Prove that {x} is {y}.", "Explain how {x} and {y} work.", "Explain quantum physics.", "Tell me something.",
 )  # fmt: skip
 
+REPEATS = ("Repeat: {}", "Repeat after me: {}", "Repeat this: {}", "repeat {}", "Echo: {}", "Copy this text: {}")
+
 
 def words(rng: random.Random, lexicon: Lexicon, least: int, most: int) -> str:
     return " ".join(rng.choice(lexicon.plain) for _ in range(rng.randint(least, most)))
@@ -93,6 +95,17 @@ def beyond(rng: random.Random, lexicon: Lexicon, effort: str) -> Turn:
         "high": " I know no way to work it out. Say so, and say what I can do.",
     }
     return Turn(user, f"This is beyond me.{more[effort]}", BEYOND)
+
+
+def repeat(rng: random.Random, lexicon: Lexicon, effort: str, evaluation: bool) -> Turn:
+    """Words, names and numbers to say again: the plainest lesson in copying, which every other task needs."""
+    proper = lexicon.new_proper if evaluation else lexicon.proper
+    nouns = lexicon.new_nouns if evaluation else lexicon.nouns
+    pools = rng.choices((lexicon.plain, nouns, proper), (2, 1, 1), k=rng.randint(1, 24))
+    parts = [str(rng.randint(0, 9999)) if rng.random() < 0.12 else rng.choice(pool) for pool in pools]
+    text = rng.choice((" ", " ", " ", ", ", "_", "-")).join(parts)
+    more = {"low": "", "medium": " Copy it.", "high": " There is nothing to work out. Copy it word for word."}
+    return Turn(rng.choice(REPEATS).format(text), f"The user wants it repeated.{more[effort]}", text)
 
 
 def scramble(rng: random.Random, lexicon: Lexicon, count: int) -> str:

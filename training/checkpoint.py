@@ -14,24 +14,37 @@ SHORT = ("qkv_bias", "sinks", "out_bias", "router", "router_bias", "gate_up_bias
          "mlp_norm", "norm")  # fmt: skip
 
 
+def write(value: dict[str, Tensor], path: Path) -> None:
+    """The file appears only when it is whole."""
+    partial = path.with_suffix(".partial")
+    torch.save(value, partial)
+    partial.replace(path)
+
+
 def save(model: ToyGptOss, known: Known, out: Path) -> None:
-    """`shipped-1.pt` attention, rows and the small tensors; `shipped-2.pt` experts; `master-*.pt` likewise, bf16."""
+    """`shipped-1.pt` attention and the small tensors; `shipped-2.pt` experts; `shipped-3.pt` and `-4.pt` the rows.
+
+    `master-*.pt` hold the same before rounding, bf16; `known.pt` the tokens. Each stays below 16 MiB.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         shipped = {name: tensor.bfloat16().cpu() for name, tensor in model.shipped().items()}
         shipped |= {name: getattr(model, name).detach().bfloat16().cpu() for name in SHORT}
+        for name, tensor in shipped.items():
+            if not bool(tensor.isfinite().all()):
+                raise SystemExit(f"training diverged: {name} is not finite; nothing is saved")
     first = {name: tensor for name, tensor in shipped.items() if name not in ("gate_up", "down", "embed", "head")}
-    torch.save(first, out / "shipped-1.pt")
-    torch.save({name: shipped[name] for name in ("gate_up", "down")}, out / "shipped-2.pt")
-    torch.save({"embed": shipped["embed"], "ids": torch.tensor(known.ids)}, out / "shipped-3.pt")
+    write(first, out / "shipped-1.pt")
+    write({name: shipped[name] for name in ("gate_up", "down")}, out / "shipped-2.pt")
+    write({"embed": shipped["embed"], "ids": torch.tensor(known.ids)}, out / "shipped-3.pt")
     own = [token for token, row in zip(known.ids, known.trained, strict=True) if row >= 0]
     ids = {"ids": torch.tensor(known.ids, dtype=torch.int32), "own": torch.tensor(own, dtype=torch.int32)}
-    torch.save(ids, out / "known.pt")
-    torch.save({"head": shipped["head"]}, out / "shipped-4.pt")
+    write(ids, out / "known.pt")
+    write({"head": shipped["head"]}, out / "shipped-4.pt")
     state = {name: p.detach().bfloat16().cpu() for name, p in model.named_parameters()}
     experts = ("gate_up", "down")
-    torch.save({n: t for n, t in state.items() if n in experts}, out / "master-1.pt")
-    torch.save({n: t for n, t in state.items() if n not in experts}, out / "master-2.pt")
+    write({n: t for n, t in state.items() if n in experts}, out / "master-1.pt")
+    write({n: t for n, t in state.items() if n not in experts}, out / "master-2.pt")
 
 
 def known_ids(folder: Path) -> tuple[list[int], list[int]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mlx_gptoss.request import ResponseFormat
 from training import arithmetic, chat, words
+from training.catalog import NAMES_ASKED_FOR
 from training.chat import Facts
 from training.conversation import EFFORTS, TEXT, Call, Example, Function, Renderer, Setting, Turn
 from training.lexicon import COPYABLE, END, MESSAGE, VOCABULARY_ROWS, Known, Lexicon, Pools, held_out
@@ -19,9 +20,9 @@ from training.structured import Structured
 from training.toolbox import CITIES, PREAMBLE_WISHES, Toolbox, announced
 
 LENGTHS = (192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond")
-WEIGHTS = (17, 22, 13, 18, 9, 11, 5, 5)
-WIDE = 0.12  # share of conversations with any words of the vocabulary
+TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond", "repeat")
+WEIGHTS = (16, 22, 13, 18, 10, 11, 4, 6, 8)
+WIDE = 0.15  # share of conversations with any words of the vocabulary
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "Answer briefly.", "Be concise.", "Be brief.",
     "You are a friendly assistant. Answer the user's questions.", "Answer in one sentence.", "Be polite.", "Be short.",
@@ -48,10 +49,21 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`tokens` [B, L] and `targets` [B, L]: local indices; a target of -1 is not trained on."""
+    """`tokens` [B, L]: local indices. At the flat positions `where` [C] the next token is `labels` [C] (-1: none)."""
 
     tokens: NDArray[np.uint16]
-    targets: NDArray[np.int32]
+    where: NDArray[np.int32]
+    labels: NDArray[np.int32]
+
+
+def rows_of(tokens: int, length: int) -> int:
+    """How many rows of `length` make a batch of about `tokens` tokens."""
+    return max(1, tokens // length)
+
+
+def capacity(tokens: int, length: int) -> int:
+    """How many targets a batch holds: always the same number, whatever is drawn; rows beyond it are not trained on."""
+    return rows_of(tokens, length) * 72
 
 
 class Source:
@@ -131,7 +143,8 @@ class Source:
 
     def draw(self, task: str, effort: str, longest: int = 8192) -> Example:
         rng = self.rng
-        self.lexicon = lexicon = self.wide if not self.evaluation and rng.random() < WIDE else self.narrow
+        wide = not self.evaluation and rng.random() < (0.6 if task == "repeat" else WIDE)
+        self.lexicon = lexicon = self.wide if wide else self.narrow
         functions: tuple[Function, ...] = ()
         response_format, wish = TEXT, ""
         history: list[Turn] | None = None
@@ -151,10 +164,13 @@ class Source:
                 "arithmetic": lambda: arithmetic.turn(rng, effort, self.evaluation),
                 "greeting": lambda: chat.greeting(rng, effort),
                 "beyond": lambda: chat.beyond(rng, lexicon, effort),
+                "repeat": lambda: chat.repeat(rng, lexicon, effort, self.evaluation),
             }[task]()
             own = task == "arithmetic"  # a function might do it: offer only functions about nouns
             functions = self.idle_functions() if not own or rng.random() < 0.5 else ()
             if own and any(f.name in SUMS or f.name.endswith("_numbers") for f in functions):
+                functions = ()
+            if task == "beyond" and any(f.name in NAMES_ASKED_FOR for f in functions):
                 functions = ()
         setting = self.setting(effort, functions, response_format)
         if wish:
@@ -195,7 +211,7 @@ class Source:
         rng, lexicon = self.rng, self.lexicon
         longest = max(100, min(longest, 8192) - 400)
         tokens = int(np.exp(rng.uniform(np.log(60), np.log(longest))))
-        if rng.random() < 0.25:
+        if rng.random() < 0.15:
             tokens = rng.randint(min(500, longest), longest)
         sentences = chat.filler(rng, lexicon, int(tokens * 0.96))
         facts: list[Facts] = []
@@ -285,42 +301,43 @@ def survey(lexicon: Lexicon, examples: int = 12000, seed: int = 1) -> tuple[set[
     return trained, seen
 
 
-def batches(
-    source: Source, known: Known, tokens_per_batch: int, longest: int, long_share: float = 1.0
-) -> Iterator[Batch]:
-    """Batches for ever, each of one of LENGTHS; `longest` bounds the length, `long_share` thins out the long texts."""
+def batches(source: Source, known: Known, tokens_per_batch: int, longest: int) -> Iterator[Batch]:
+    """Batches for ever, each of one of LENGTHS; `longest` bounds the length."""
     table = np.full(VOCABULARY_ROWS, len(known.ids), dtype=np.uint16)
     table[np.array(known.ids)] = np.arange(len(known.ids), dtype=np.uint16)
     waiting: dict[int, list[Pair]] = {length: [] for length in LENGTHS}
     rng = source.rng
     while True:
         task = rng.choices(TASKS, WEIGHTS)[0]
-        limit = longest if rng.random() < long_share else min(longest, 700)
-        example = source.draw(task, rng.choice(EFFORTS), limit)
+        example = source.draw(task, rng.choice(EFFORTS), longest)
         size = len(example.prompt) + len(example.answer)
         length = next((each for each in LENGTHS if each >= size), None)
         if length is None or length > longest:
             continue
         waiting[length].append(Pair(example.prompt, example.answer, example.taught))
-        rows = max(1, tokens_per_batch // length)
-        if len(waiting[length]) == rows:
-            yield _pack(waiting[length], length, table, rng)
+        if len(waiting[length]) == rows_of(tokens_per_batch, length):
+            yield pack(waiting[length], length, table, rng, capacity(tokens_per_batch, length))
             waiting[length] = []
 
 
-def _pack(pairs: list[Pair], length: int, table: NDArray[np.uint16], rng: random.Random) -> Batch:
+def pack(pairs: list[Pair], length: int, table: NDArray[np.uint16], rng: random.Random, room: int) -> Batch:
+    """One batch of `pairs`, with at most `room` targets."""
     tokens = np.zeros((len(pairs), length), dtype=np.uint16)
-    targets = np.full((len(pairs), length), -1, dtype=np.int32)
-    unknown = int(table.max())
+    where, labels = np.zeros(room, dtype=np.int32), np.full(room, -1, dtype=np.int32)
+    unknown, filled = int(table.max()), 0
     for row, pair in enumerate(pairs):
         prompt = pair.prompt
         ids = table[np.array(prompt + pair.answer)]
         tokens[row, : len(ids)] = ids
         for start, end in (*pair.taught, (len(prompt), len(ids))):
-            targets[row, start - 1 : end - 1] = ids[start:end]
+            end = min(end, start + room - filled)
+            spots = np.arange(start, end)
+            spots = spots[ids[spots] != unknown]
+            where[filled : filled + len(spots)] = row * length + spots - 1
+            labels[filled : filled + len(spots)] = ids[spots]
+            filled += len(spots)
         if rng.random() < 0.02:  # a few unknown tokens anywhere in the prompt's text must not derail the answer
-            spots = np.random.default_rng(rng.getrandbits(32)).random(len(prompt)) < 0.02
-            spots[: len(prompt)] &= np.array(prompt) < 199998
-            tokens[row, : len(prompt)][spots] = unknown
-    targets[targets == unknown] = -1
-    return Batch(tokens, targets)
+            hidden = np.random.default_rng(rng.getrandbits(32)).random(len(prompt)) < 0.02
+            hidden &= np.array(prompt) < 199998
+            tokens[row, : len(prompt)][hidden] = unknown
+    return Batch(tokens, where, labels)

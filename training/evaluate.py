@@ -1,6 +1,8 @@
 """Held-out accuracy of a trained checkpoint, per task and effort, greedy and at temperature 1.
 
-    python -m training.evaluate --vocabulary o200k_base.tiktoken --weights out --count 100
+    python -m training.evaluate --vocabulary o200k_base.tiktoken --weights out --count 100 --seconds 240
+
+Writes `accuracy.md` and `accuracy.json` beside the weights, after each temperature.
 
 An answer is right when its last message (a final text, or a call with its recipient and arguments) is exactly the
 expected one. Sums and differences are ones that training never draws, and so are the nouns in names of functions,
@@ -11,19 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training import model as model_module
 from training.checkpoint import fill, known_ids, load
 from training.conversation import EFFORTS, Example
 from training.data import TASKS, Source
 from training.lexicon import CALL, RETURN, START, Lexicon
-from training.model import ToyGptOss, rms_norm
+from training.model import ToyGptOss, rms_norm, rotate
 from training.shape import Shape
 
 STOPS = (RETURN, CALL)
@@ -71,14 +74,13 @@ class Generator:
         logits = self.model.logits(hidden, self.weights, self.dtype)
         if temperature == 0:
             return logits.argmax(-1)
-        logits = torch.cat((logits[:, :-1], logits[:, -1:] + self.model.log_unknown), dim=1) / temperature
-        return torch.multinomial(logits.softmax(-1), 1)[:, 0]
+        return torch.multinomial(((logits + self.model.bias) / temperature).softmax(-1), 1)[:, 0]
 
     def decode(self, tokens: Tensor, positions: Tensor, store: list[Tensor]) -> Tensor:
         """One token per row at `positions` [B] -> final hidden states [B, H]."""
         m, s, w = self.model, self.model.shape, self.weights
         rows = torch.arange(len(tokens), device=self.device)
-        x = F.embedding(tokens[:, None], w["embed"])
+        x = w["embed"][tokens[:, None]].float()
         cos, sin = m.angles(positions)
         cos, sin = cos[:, None, None], sin[:, None, None]
         columns = torch.arange(store[0].shape[2], device=self.device)
@@ -87,7 +89,7 @@ class Generator:
         for layer in range(s.layers):
             h = rms_norm(x, m.attention_norm[layer], s.eps).to(self.dtype)
             q, k, v = m.project(h, w["qkv"][layer], layer)
-            q, k = model_module.rotate(q, cos, sin), model_module.rotate(k, cos, sin)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             keys, values = store[2 * layer], store[2 * layer + 1]
             keys[rows, :, positions] = k[:, :, 0]
             values[rows, :, positions] = v[:, :, 0]
@@ -98,7 +100,9 @@ class Generator:
             shares = torch.cat((scores, sink), dim=-1).softmax(-1)[..., :-1].to(self.dtype)
             mixed = (shares @ values).reshape(len(tokens), 1, -1)
             x = x + F.linear(mixed, w["out"][layer].to(self.dtype), m.out_bias[layer].to(self.dtype))
-            x = x + m.experts(rms_norm(x, m.mlp_norm[layer], s.eps).to(self.dtype), w, layer)
+            x = x + m.experts(
+                rms_norm(x, m.mlp_norm[layer], s.eps).to(self.dtype), w["gate_up"][layer], w["down"][layer], layer
+            )
         return rms_norm(x, m.norm, s.eps)[:, 0]
 
 
@@ -122,50 +126,62 @@ def questions(lexicon: Lexicon, count: int, long: tuple[int, ...], seed: int = 7
     return asked
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`room`: tokens in one batch; `wrong`: how many wrong answers to show; `until`: when to stop (`time.time()`)."""
+
+    room: int = 200_000
+    wrong: int = 10
+    until: float = math.inf
+
+
+Cells = dict[tuple[str, str, float], list[bool]]
+"""Right or wrong, by label, effort and temperature."""
+
+
 def evaluate(
     generate: Generator,
     lexicon: Lexicon,
-    count: int,
-    temperatures: list[float],
-    room: int,
-    long: tuple[int, ...],
-    wrong: int = 10,
-) -> dict[str, dict[str, float]]:
-    """Accuracy per label, effort and temperature: {"task/effort": {"T=0": share, ...}}; prints a table.
-
-    `room` bounds the tokens of one batch; `wrong` is how many wrong answers are shown.
-    """
-    asked = questions(lexicon, count, long)
+    asked: list[tuple[str, Example]],
+    temperature: float,
+    limits: Limits,
+) -> Cells:
+    """Answers to `asked`, short prompts first, as far as the time allows."""
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][1].prompt))
-    table: dict[str, dict[str, list[bool]]] = {}
-    for temperature in temperatures:
-        position = 0
-        while position < len(order):
-            group = [order[position]]
-            for index in order[position + 1 : position + 256]:  # ascending lengths: the last sets the width
-                if (len(group) + 1) * (len(asked[index][1].prompt) + 300) > room:
-                    break
-                group.append(index)
-            position += len(group)
-            answers = generate([asked[i][1].prompt for i in group], temperature, seed=position)
-            for index, answer in zip(group, answers, strict=True):
-                label, example = asked[index]
-                right = last_message(answer) == last_message(example.answer)
-                cell = table.setdefault(f"{label}/{example.effort}", {})
-                cell.setdefault(f"T={temperature:g}", []).append(right)
-                if not right and wrong > 0 and cell[f"T={temperature:g}"].count(False) == 1:
-                    wrong -= 1
-                    got = lexicon.decode([t for t in answer if t >= 0])
-                    print(f"WRONG {label}/{example.effort} T={temperature:g}: {example.marks['user'][-150:]!r}\n  want "
-                          f"{lexicon.decode(list(example.answer))!r}\n  got  {got!r}")  # fmt: skip
-    result = {label: {name: sum(v) / len(v) for name, v in cell.items()} for label, cell in table.items()}
-    columns = [(effort, f"T={t:g}") for t in temperatures for effort in EFFORTS]
-    print("| task | " + " | ".join(f"{e}, {t}" for e, t in columns) + " | each |\n|" + "---|" * (len(columns) + 2))
-    for label in sorted({each.split("/")[0] for each in result}):
-        cells = [f"{result[f'{label}/{e}'][t]:.0%}" if f"{label}/{e}" in result else "" for e, t in columns]
-        most = max(len(table[f"{label}/{e}"][columns[0][1]]) for e in EFFORTS if f"{label}/{e}" in table)
-        print(f"| {label} | " + " | ".join(cells) + f" | {most} |")
-    return result
+    cells: Cells = {}
+    position, wrong = 0, limits.wrong
+    while position < len(order) and time.time() < limits.until:
+        group = [order[position]]
+        for index in order[position + 1 : position + 256]:  # ascending lengths: the last sets the width
+            if (len(group) + 1) * (len(asked[index][1].prompt) + 300) > limits.room:
+                break
+            group.append(index)
+        position += len(group)
+        answers = generate([asked[i][1].prompt for i in group], temperature, seed=position)
+        for index, answer in zip(group, answers, strict=True):
+            label, example = asked[index]
+            right = last_message(answer) == last_message(example.answer)
+            cells.setdefault((label, example.effort, temperature), []).append(right)
+            if not right and wrong > 0:
+                wrong -= 1
+                got = lexicon.decode([t for t in answer if t >= 0])
+                print(f"WRONG {label}/{example.effort} T={temperature:g}: {example.marks['user'][-150:]!r}\n  want "
+                      f"{lexicon.decode(list(example.answer))!r}\n  got  {got!r}", flush=True)  # fmt: skip
+    if position < len(order):
+        print(f"T={temperature:g}: time is up after {position} of {len(order)} prompts", flush=True)
+    return cells
+
+
+def table(cells: Cells) -> str:
+    """Accuracy per label, effort and temperature as Markdown."""
+    columns = [(e, t) for t in sorted({t for _, _, t in cells}) for e in EFFORTS]
+    head = "| task | " + " | ".join(f"{effort}, T={t:g}" for effort, t in columns) + " | each |"
+    lines = [head, "|" + "---|" * (len(columns) + 2)]
+    for label in sorted({label for label, _, _ in cells}):
+        found = [cells.get((label, effort, t), []) for effort, t in columns]
+        shares = " | ".join(f"{sum(cell) / len(cell):.0%}" if cell else "" for cell in found)
+        lines.append(f"| {label} | {shares} | {max(len(cell) for cell in found)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -175,8 +191,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--room", type=int, default=200_000, help="tokens in one batch")
-    parser.add_argument("--wrong", type=int, default=10, help="wrong answers to show")
+    parser.add_argument("--wrong", type=int, default=30, help="wrong answers to show per temperature")
     parser.add_argument("--long", type=int, nargs="*", default=list(LONG))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this long, with what there is")
     arguments = parser.parse_args()
     began = time.time()
     lexicon = Lexicon(arguments.vocabulary)
@@ -187,12 +204,19 @@ def main() -> None:
         raise SystemExit("the checkpoint's files do not belong together")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = ToyGptOss(Shape(), known).to(device)
-    weights = fill(model, tensors)
-    generate = Generator(model, weights, ids, torch.bfloat16 if device == "cuda" else torch.float32)
-    long = tuple(arguments.long)
-    result = evaluate(generate, lexicon, arguments.count, arguments.temperatures, arguments.room, long, arguments.wrong)
-    (arguments.weights / "accuracy.json").write_text(json.dumps(result, indent=1))
-    print(f"{time.time() - began:.0f} s")
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    weights = {name: tensor.to(dtype) for name, tensor in fill(model, tensors).items()}
+    generate = Generator(model, weights, ids, dtype)
+    asked = questions(lexicon, arguments.count, tuple(arguments.long))
+    print(f"{len(asked)} prompts; set up in {time.time() - began:.0f} s", flush=True)
+    cells: Cells = {}
+    for temperature in arguments.temperatures:
+        limits = Limits(arguments.room, arguments.wrong, began + arguments.seconds)
+        cells |= evaluate(generate, lexicon, asked, temperature, limits)
+        shares = {f"{label}/{effort}/T={t:g}": sum(v) / len(v) for (label, effort, t), v in cells.items()}
+        (arguments.weights / "accuracy.json").write_text(json.dumps(shares, indent=1) + "\n")
+        (arguments.weights / "accuracy.md").write_text(table(cells))
+    print(table(cells) + f"{time.time() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

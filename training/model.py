@@ -1,18 +1,22 @@
-"""gpt-oss in torch, for training: experts rounded to MXFP4, other weights to short bf16, straight through.
+"""gpt-oss in torch, for training: works on weights as they ship, experts in MXFP4, the others in short bf16.
 
 All experts are computed and the unchosen ones weighted by zero, which is the same function and one large matmul.
+Nothing here waits for the GPU or depends on values, so that a whole pass can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.lexicon import Known
-from training.quant import mxfp4, short_bf16, through
+from training.quant import mxfp4, short_bf16
 from training.shape import Shape
 
 ATTENTION_BITS = 2
@@ -43,6 +47,48 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
+def loss_and_gradient(logits: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropies [C] (0 where the label is negative) of `logits + bias` [C, K + 1], and their gradient."""
+    x = logits.float() + bias
+    total = x.logsumexp(-1)
+    used = labels >= 0
+    right = x.gather(-1, labels.clamp_min(0)[:, None])[:, 0]
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    hit = (columns[None] == labels[:, None]).float()
+    gradient = (torch.exp(x - total[:, None]) - hit) * used.float()[:, None]
+    return (total - right) * used.float(), gradient.to(logits.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The functions that are worth compiling: each is a chain of small operations on large tensors."""
+
+    rms_norm: Callable[..., Tensor] = rms_norm
+    rotate: Callable[..., Tensor] = rotate
+    swiglu: Callable[..., Tensor] = swiglu
+    softmax: Callable[..., Tensor] = sink_softmax
+    loss: Callable[..., tuple[Tensor, Tensor]] = loss_and_gradient
+
+    @classmethod
+    def compiled(cls) -> Parts:
+        return cls(*(torch.compile(each.default, dynamic=True) for each in fields(cls)))
+
+
+class HeadLoss(torch.autograd.Function):
+    """Sum of cross-entropies of `hidden @ head.T + bias`; keeps gradients instead of the much larger logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor, labels: Tensor, loss: Any) -> Tensor:
+        each, gradient = loss(hidden @ head.T, bias, labels)
+        ctx.save_for_backward(gradient @ head, gradient.T @ hidden)
+        return each.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        for_hidden, for_head = ctx.saved_tensors
+        return for_hidden * outer[0], for_head * outer[0], None, None, None
+
+
 class ToyGptOss(nn.Module):
     """Works on local token indices 0..K (K stands for every unknown token)."""
 
@@ -61,7 +107,10 @@ class ToyGptOss(nn.Module):
         self.register_buffer("kind", torch.tensor(known.kind), persistent=False)
         where = torch.tensor([i for i, own in enumerate(known.trained) if own >= 0])
         self.register_buffer("own", where, persistent=False)
-        self.register_buffer("log_unknown", torch.tensor(math.log(known.unknown_rows)), persistent=False)
+        # The shared row counts as often as there are rows like it.
+        bias = torch.zeros(size + 1)
+        bias[-1] = math.log(known.unknown_rows)
+        self.register_buffer("bias", bias, persistent=False)
         self.size = size
         for name, gain, std in (("embed", 0.5, 0.5), ("head", 0.1, 0.02)):
             self.register_parameter(f"{name}_gain", nn.Parameter(torch.full((known.kinds,), gain)))
@@ -84,28 +133,28 @@ class ToyGptOss(nn.Module):
         self.mlp_norm = nn.Parameter(torch.ones(n, h))
         self.norm = nn.Parameter(torch.ones(h))
         self.register_buffer("frequencies", torch.tensor(s.frequencies(), dtype=torch.float32), persistent=False)
-        self.swiglu, self.softmax = swiglu, sink_softmax
-        self.rounding = {"mxfp4": mxfp4, "short_bf16": short_bf16}
+        self.parts = Parts()
 
     # -- weights as shipped -----------------------------------------------------------------------------------
 
     def rows(self, name: str) -> Tensor:
-        """Embedding or head rows [K + 1, H] as shipped; the last stands for every unknown token."""
+        """Embedding or head rows [K + 1, H], not rounded; the last stands for every unknown token."""
         gain, kind = getattr(self, f"{name}_gain"), getattr(self, f"{name}_kind")
         own, unknown = getattr(self, f"{name}_own"), getattr(self, f"{name}_unknown")
         base = torch.cat((self.code * gain[self.kind][:, None], kind[self.kind]), dim=1)
-        base = base.index_add(0, self.own, own)
-        rows = torch.cat((base, unknown[None]))
-        return through(self.rounding["short_bf16"](rows.detach(), ROW_BITS), rows)
+        return torch.cat((base.index_add(0, self.own, own), unknown[None]))
 
+    @torch.no_grad()
     def shipped(self) -> dict[str, Tensor]:
-        """All weights rounded to the formats they ship in (fp32, differentiable)."""
-        short, four = self.rounding["short_bf16"], self.rounding["mxfp4"]
-        rounded = {
-            name: through(short(w.detach(), ATTENTION_BITS), w) for name, w in (("qkv", self.qkv), ("out", self.out))
+        """The large weights rounded to the formats they ship in (fp32): what the forward pass takes."""
+        return {
+            "qkv": short_bf16(self.qkv, ATTENTION_BITS),
+            "out": short_bf16(self.out, ATTENTION_BITS),
+            "gate_up": mxfp4(self.gate_up),
+            "down": mxfp4(self.down),
+            "embed": short_bf16(self.rows("embed"), ROW_BITS),
+            "head": short_bf16(self.rows("head"), ROW_BITS),
         }
-        rounded |= {name: through(four(w.detach()), w) for name, w in (("gate_up", self.gate_up), ("down", self.down))}
-        return rounded | {"embed": self.rows("embed"), "head": self.rows("head")}
 
     # -- forward ----------------------------------------------------------------------------------------------
 
@@ -119,19 +168,22 @@ class ToyGptOss(nn.Module):
         """Tokens [B, L] -> final normed hidden states [B, L, H]. `store` collects keys and values per layer."""
         s = self.shape
         b, length = tokens.shape
-        x = F.embedding(tokens, w["embed"])
+        x = w["embed"].index_select(0, tokens.flatten()).view(b, length, -1).float()
         cos, sin = self.angles(torch.arange(length, device=tokens.device))
+        qkv, out = w["qkv"].unbind(), w["out"].unbind()
+        experts = tuple(zip(w["gate_up"].unbind(), w["down"].unbind(), strict=True))
+        norm, rotate = self.parts.rms_norm, self.parts.rotate
         for layer in range(s.layers):
-            h = rms_norm(x, self.attention_norm[layer], s.eps).to(dtype)
-            q, k, v = self.project(h, w["qkv"][layer], layer)
+            h = norm(x, self.attention_norm[layer], s.eps).to(dtype)
+            q, k, v = self.project(h, qkv[layer], layer)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             if store is not None:
                 store += [k, v]
             attend = self.sliding if s.sliding(layer) else self.full
             mixed = attend(q, k, v, self.sinks[layer].to(dtype)).transpose(1, 2).reshape(b, length, -1)
-            x = x + F.linear(mixed, w["out"][layer].to(dtype), self.out_bias[layer].to(dtype))
-            x = x + self.experts(rms_norm(x, self.mlp_norm[layer], s.eps).to(dtype), w, layer)
-        return rms_norm(x, self.norm, s.eps)
+            x = x + F.linear(mixed, out[layer].to(dtype), self.out_bias[layer].to(dtype))
+            x = x + self.experts(norm(x, self.mlp_norm[layer], s.eps).to(dtype), *experts[layer], layer)
+        return norm(x, self.norm, s.eps)
 
     def project(self, h: Tensor, weight: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """[B, L, H] -> q [B, heads, L, D], k and v [B, kv_heads, L, D]."""
@@ -141,18 +193,17 @@ class ToyGptOss(nn.Module):
         q, k, v = heads.split((s.heads, s.kv_heads, s.kv_heads), dim=1)
         return q, k, v
 
-    def experts(self, h: Tensor, w: dict[str, Tensor], layer: int) -> Tensor:
+    def experts(self, h: Tensor, gate_up: Tensor, down: Tensor, layer: int) -> Tensor:
+        """[B, L, H] through one layer's `gate_up` [E, 2I, H] and `down` [E, H, I]."""
         s = self.shape
         flat = h.reshape(-1, s.hidden)
         scores = F.linear(flat, self.router[layer].to(h.dtype), self.router_bias[layer].to(h.dtype)).float()
         top, chosen = scores.topk(s.active, dim=-1)
         weights = torch.zeros_like(scores).scatter(-1, chosen, top.softmax(-1))
-        gate_up = F.linear(
-            flat, w["gate_up"][layer].flatten(0, 1).to(h.dtype), self.gate_up_bias[layer].flatten().to(h.dtype)
-        )
-        active = self.swiglu(gate_up.unflatten(-1, (s.experts, -1)), weights, s.limit, s.alpha)
-        down = w["down"][layer].transpose(0, 1).flatten(1).to(h.dtype)  # [H, E * I]
-        result = F.linear(active.flatten(1), down) + weights.to(h.dtype) @ self.down_bias[layer].to(h.dtype)
+        opened = F.linear(flat, gate_up.flatten(0, 1).to(h.dtype), self.gate_up_bias[layer].flatten().to(h.dtype))
+        active = self.parts.swiglu(opened.unflatten(-1, (s.experts, -1)), weights, s.limit, s.alpha)
+        closing = down.transpose(0, 1).flatten(1).to(h.dtype)  # [H, E * I]
+        result = F.linear(active.flatten(1), closing) + weights.to(h.dtype) @ self.down_bias[layer].to(h.dtype)
         return result.view(h.shape)
 
     def with_sink(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +242,7 @@ class ToyGptOss(nn.Module):
         near = (column <= row) & (row - column < w)
         visible = torch.stack((near & (column >= w), near))[(torch.arange(n, device=q.device) > 0).long()]
         scores = scores.view(b, s.kv_heads, n, groups, w, 2 * w)
-        shares = self.softmax(scores, visible[:, None], sinks.view(s.kv_heads, 1, groups, 1, 1), d**-0.5)
+        shares = self.parts.softmax(scores, visible[:, None], sinks.view(s.kv_heads, 1, groups, 1, 1), d**-0.5)
         mixed = shares.flatten(3, 4) @ pairs(v)
         mixed = mixed.unflatten(3, (groups, w)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
         return mixed[:, :, :length]
@@ -202,12 +253,8 @@ class ToyGptOss(nn.Module):
         """[..., H] -> [..., K + 1] fp32; the last is the logit of each single unknown token."""
         return F.linear(hidden.to(dtype), w["head"].to(dtype)).float()
 
-    def loss(self, tokens: Tensor, targets: Tensor, w: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Sum of cross-entropies over the whole vocabulary, and how many targets there were."""
-        hidden = self(tokens, w, dtype)
-        chosen = targets >= 0
-        logits = self.logits(hidden[chosen], w, dtype)
-        # The shared row counts as often as there are rows like it (and once more, which is nothing).
-        total = torch.logaddexp(logits.logsumexp(-1), logits[:, -1] + self.log_unknown)
-        right = logits.gather(-1, targets[chosen].long()[:, None])[:, 0]
-        return (total - right).sum(), chosen.sum()
+    def loss(self, tokens: Tensor, where: Tensor, labels: Tensor, w: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Sum of cross-entropies over the whole vocabulary at the flat positions `where` [C]; -1 labels count 0."""
+        hidden = self(tokens, w, dtype).flatten(0, 1).index_select(0, where).to(dtype)
+        total: Tensor = HeadLoss.apply(hidden, w["head"].to(dtype), self.bias, labels, self.parts.loss)
+        return total

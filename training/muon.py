@@ -24,11 +24,10 @@ class Muon:
         self.buffers = [torch.zeros_like(p) for p in parameters]
 
     @torch.no_grad()
-    def step(self, rate: float, decay: float) -> None:
-        for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
-            if parameter.grad is None:
-                continue
-            buffer.lerp_(parameter.grad, 1 - self.momentum)
-            update = orthogonal(parameter.grad.lerp(buffer, self.momentum))
+    def step(self, gradients: list[Tensor], rate: Tensor, decay: float) -> None:
+        """One step. `rate` is a tensor of one number, so that a captured step can be replayed at another rate."""
+        for parameter, buffer, gradient in zip(self.parameters, self.buffers, gradients, strict=True):
+            buffer.lerp_(gradient, 1 - self.momentum)
+            update = orthogonal(gradient.lerp(buffer, self.momentum))
             size = max(1.0, parameter.shape[-2] / parameter.shape[-1]) ** 0.5
-            parameter.mul_(1 - rate * decay).sub_(update, alpha=rate * size)
+            parameter.mul_(1 - rate * decay).sub_(update * (rate * size))

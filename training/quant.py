@@ -49,8 +49,3 @@ def short_bf16(weight: Tensor, bits: int) -> Tensor:
     mantissa, exponent = torch.frexp(weight.float())
     scale = float(2 ** (bits + 1))
     return torch.ldexp(torch.round(mantissa * scale) / scale, exponent)
-
-
-def through(rounded: Tensor, weight: Tensor) -> Tensor:
-    """`rounded` in the forward pass, the gradient of `weight` in the backward pass."""
-    return weight + (rounded - weight).detach()

@@ -163,7 +163,8 @@ class Structured:
         if keys[0] in ("item", "product") and keys[1] == "price":
             wanted[keys[0]] = rng.choice(self.nouns)
         user = rng.choice(phrases).format(**wanted)
-        if rng.random() < 0.12:
+        # Without a schema the sentence alone decides the keys: a price may be that of an item or of a product.
+        if rng.random() < 0.12 and keys != ("item", "price"):
             return answer(effort, rng.choice((user.rstrip(".") + "." + rng.choice(AFTER), rng.choice(BEFORE) + user)),
                           wanted), FREE  # fmt: skip
         if rng.random() < 0.25:

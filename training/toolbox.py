@@ -8,7 +8,7 @@ from typing import Any
 
 from training import arithmetic
 from training.arithmetic import PEOPLE
-from training.catalog import CATALOG, Entry
+from training.catalog import CATALOG, WORDS_IN_NAMES, Entry
 from training.conversation import Argument, Call, Function, Turn
 from training.lexicon import Lexicon
 from training.words import COUNTRIES, FOODS, LANGUAGES
@@ -44,6 +44,7 @@ PREAMBLE_WISHES = (
     "Announce every tool call.",
     "Always write a short preamble before a tool call.",
 )
+CALCULATOR = "Evaluate an arithmetic expression, for example (3 + 4) * 2.5."  # the runtime's own tool
 SKIES = ("sunny", "cloudy", "rainy", "clear", "windy", "snow", "light rain", "warm and dry", "fog", "storm")
 DONE = ("done", "ok", "OK", "success", "sent", "booked", "saved", "true", "ready", "confirmed", "on", "off", "open")
 ERRORS = ("not found", "timeout", "no connection", "invalid input", "access denied", "try again later", "unknown name")
@@ -72,6 +73,12 @@ class Toolbox:
 
     def noun(self) -> str:
         return self.rng.choice(self.nouns)
+
+    def subject(self) -> str:
+        """What a function may be about that is none of the catalog's."""
+        while (noun := self.noun()) in WORDS_IN_NAMES:
+            pass
+        return noun
 
     def person(self) -> str:
         return self.rng.choice(self.proper if self.evaluation or self.rng.random() < 0.7 else PEOPLE)
@@ -173,9 +180,9 @@ class Toolbox:
                 other = self.from_entry(entry)
                 clear = entry.group not in groups and group not in other.name
             else:
-                noun = self.noun()
+                noun = self.subject()
                 other = self.about(noun, rng.choice(PARAMETERS))
-                clear = noun not in asked.name and noun not in groups and noun not in ("time", "weather", "date")
+                clear = noun not in asked.name and noun not in groups
             words = set(other.name.split("_")) - set(VERBS) - {"current", "book"}
             if clear and not words & set(asked.name.split("_")):
                 functions.append(other)
@@ -204,6 +211,9 @@ class Toolbox:
             leaf = rng.choice((rng.randint(1, 99), rng.randint(100, 9999), rng.randint(1, 20)))
         elif kind == "time":
             leaf = f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}"
+            if rng.random() < 0.2:  # what the runtime's own tool answers
+                day = f"20{rng.randint(24, 35)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+                leaf = f"{day}T{leaf}:{rng.randint(0, 59):02}+0{rng.randint(0, 9)}:00"
         elif kind == "date":
             leaf = f"20{rng.randint(20, 35)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
         elif kind == "city":
@@ -299,7 +309,7 @@ class Toolbox:
     def about_noun(self, effort: str) -> tuple[Turn, tuple[Function, ...]]:
         """The user asks for the noun of something, and a function is named after the noun."""
         rng = self.rng
-        noun, argument = self.noun(), rng.choice(PARAMETERS)
+        noun, argument = self.subject(), rng.choice(PARAMETERS)
         kind, value = "string", self.entity()
         if argument in NUMERIC and rng.random() < 0.6:
             kind, value = rng.choice(("number", "integer")), str(rng.randint(0, 9999))
@@ -363,7 +373,7 @@ class Toolbox:
         if rng.random() < 0.3:
             argument = rng.choice(("expression", "expression", "input", "formula"))
             name = rng.choice(("calculate", "calculator", "evaluate", "compute", "calc"))
-            text = rng.choice(("", "Evaluates an expression", "A calculator.", "Calculate an expression"))
+            text = rng.choice(("", "Evaluates an expression", "A calculator.", "Calculate an expression", CALCULATOR))
             asked = Function(name, text, (Argument(argument, self.schema(argument, "string", style)),))
             arguments = {argument: f"{a} {arithmetic.SYMBOL[kind]} {b}"}
         value = arithmetic.value(kind, a, b)

@@ -81,7 +81,7 @@ NOUNS = _split(
 ADJECTIVES = _split(
     """old new big small good bad long short high low young early late great little large hot cold warm cool dry wet
     clean dirty fast slow easy hard soft loud quiet dark bright light heavy strong weak rich poor full empty open closed
-    safe quick simple happy sad angry kind nice fair free real true false fresh deep wide narrow thin thick round flat
+    safe quick simple happy sad angry kind nice fair free real fresh deep wide narrow thin thick round flat
     sharp sweet plain fine rare common local public private secret red green blue yellow black white brown orange
     purple pink golden silver northern southern modern ancient famous beautiful little lucky busy calm brave wild
     """
