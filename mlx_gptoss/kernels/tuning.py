@@ -81,12 +81,14 @@ TUNINGS: Mapping[str, Tuning] = {
     **{f"m{generation}-ultra": _LARGE for generation in range(1, 6)},
     # Measured with benchmarks/kernels_decode.py --tune on an H100.
     "h100": Tuning(
-        router=Rows(1, 4, 12),
-        gate_up=Rows(2, 4, 3),
-        down=Rows(1, 4, 1, share=4),
-        full=Attention(4, 2, split_keys=64, max_parts=32),
-        sliding=Attention(4, 2),
-        # 17 KB a part and threadgroup, from L2, against some 3 microseconds of a dependent launch (estimate).
+        qkv=Rows(2, 4, 4),
+        out=Rows(1, 8, 8),
+        router=Rows(1, 8, 12),
+        gate_up=Rows(2, 4, 3, passes=2),
+        down=Rows(4, 4, 3, share=4),
+        head=Rows(2, 8, 4, passes=4),
+        full=Attention(4, 4, split_keys=64, max_parts=32),
+        sliding=Attention(8, 4),
         merge_in_out=8,
         staged_bytes=47_104,
     ),
