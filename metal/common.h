@@ -101,6 +101,20 @@ METAL_FUNC void unpack8(const device bfloat16_t*, const thread uint* raw, thread
   }
 }
 
+// Two 16-bit values of a word. The pointer only says their type.
+METAL_FUNC float2 unpack2(const device bfloat16_t*, uint word) {
+  return float2(low_bf16(word), high_bf16(word));
+}
+
+METAL_FUNC float2 unpack2(const device half*, uint word) {
+  half2 h = as_type<half2>(word);
+  return float2(float(h.x), float(h.y));
+}
+
+METAL_FUNC float2 unpack2(const device float*, uint word) {
+  return float2(as_type<float>(word), 0.0f);
+}
+
 // Puts what load8 took at element 8 i.
 METAL_FUNC void store8(device float* x, int i, const thread uint* raw) {
 #pragma clang loop unroll(full)

@@ -168,16 +168,16 @@ class DecodeGraph:
                 q,
                 k,
                 v,
-                _only(cache.main_k),
-                _only(cache.main_v),
-                _only(_there(cache.tail_k)),
-                _only(_there(cache.tail_v)),
+                cache.main_k,
+                cache.main_v,
+                _there(cache.tail_k),
+                _there(cache.tail_v),
                 sinks,
                 lengths[row],
                 parts=None if plan.merge == "nowhere" else plan.parts[row],
                 backend=self.board.backend,
             )
-            cache.tail_k, cache.tail_v = tail_k[None], tail_v[None]
+            cache.tail_k, cache.tail_v = tail_k, tail_v
             outs.append(out)
         if not self.board.on(attention.FULL):
             return mx.stack(outs)
@@ -208,14 +208,14 @@ class DecodeGraph:
                 q,
                 k,
                 v,
-                _only(cache.ring_k),
-                _only(cache.ring_v),
+                cache.ring_k,
+                cache.ring_v,
                 sinks,
                 lengths[row],
                 parts=1 if len(caches) > 1 else None,
                 backend=self.board.backend,
             )
-            cache.ring_k, cache.ring_v = ring_k[None], ring_v[None]
+            cache.ring_k, cache.ring_v = ring_k, ring_v
             outs.append(out)
         if not self.board.on(attention.SLIDING):
             return mx.stack(outs)
@@ -316,11 +316,6 @@ def _layers(config: ModelConfig, plan: Plan, arrays: Iterator[mx.array]) -> Laye
         return SlidingLayerCache(next(arrays), next(arrays))
 
     return [[one(kind) for _ in range(plan.rows)] for kind in config.layer_types]
-
-
-def _only(array: mx.array) -> mx.array:
-    """The one sequence of a batch of 1, as a view: indexing with [0] would copy it."""
-    return mx.squeeze(array, 0)
 
 
 def _there(array: mx.array | None) -> mx.array:

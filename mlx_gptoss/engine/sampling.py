@@ -54,6 +54,7 @@ class Sampler:
         on_cpu = mx.default_device() == mx.Device(mx.cpu)
         self.backend: Backend = StockBackend() if backend is None else backend
         self._kernels = self.backend.name != "stock"
+        self._settings: tuple[Draws, int, mx.array] | None = None
         self.blocking = on_cpu and not self._kernels if blocking is None else blocking
         # Every launch costs the host time. (On a CPU, compiling would need a C++ compiler at run time.)
         self._edit: Callable[..., mx.array] = _edit if on_cpu else mx.compile(_edit)
@@ -97,7 +98,12 @@ class Sampler:
         if self.blocking:
             return Drawn(mx.array(draw_on_host(np.array(scores), rows)), mx.max(scores, axis=-1))
         edited = raw if scores is not raw else None
-        return draw(scores, _draws(rows), raw=edited, logprobs=logprobs, backend=self.backend)
+        draws, vocab = _draws(rows), scores.shape[-1]
+        if self._settings is None or self._settings[:2] != (draws, vocab):
+            # Greedy rows ask for the same every time: no array has to come from the host then.
+            self._settings = draws, vocab, draws.settings(vocab)
+        settings = self._settings[2]
+        return draw(scores, draws, raw=edited, logprobs=logprobs, settings=settings, backend=self.backend)
 
 
 def _draws(rows: Sequence[RowSampler]) -> Draws:

@@ -57,17 +57,21 @@ def attention_full(
 
     q: [S, heads, 64] float32; k, v: [S, kv_heads, 64]; main_k, main_v: [kv_heads, C, 64]; tail_k, tail_v:
     [kv_heads, T, 64] with room for one more; sinks: [heads]; lengths: `cache_lengths`. The new tails hold the new
-    position behind the old ones; later rows are undefined.
+    position behind the old ones; later rows are undefined. Caches may have a leading axis of 1.
     out: [heads, 64] float32, or with `parts` float32 [heads, parts, 68] for `attention_merge`. Raises KernelError.
     """
     heads, kv_heads, dtype = q.shape[1], k.shape[1], k.dtype
     _check(q, k, v, sinks, lengths, FULL)
     for name, cache in (("main_k", main_k), ("main_v", main_v), ("tail_k", tail_k), ("tail_v", tail_v)):
-        check_array(name, cache, (kv_heads, None, HEAD_DIM), (dtype,), FULL)
+        _check_cache(name, cache, kv_heads, dtype, FULL)
     if main_k.shape != main_v.shape or tail_k.shape != tail_v.shape or not all(main_k.shape) or not all(tail_k.shape):
         raise KernelError("K and V have the same shape, and room", got=f"{main_k.shape}, {tail_k.shape}", where=FULL)
     if backend.name == "stock":
-        return attention_full_twin(q, k, v, main_k, main_v, tail_k, tail_v, sinks, lengths, parts=parts)
+        mains, tails = (_flat(main_k), _flat(main_v)), (_flat(tail_k), _flat(tail_v))
+        out, new_k, new_v = attention_full_twin(
+            q, k, v, mains[0], mains[1], tails[0], tails[1], sinks, lengths, parts=parts
+        )
+        return out, new_k.reshape(tail_k.shape), new_v.reshape(tail_v.shape)
     shape = (tuning or tuning_for(backend.family)).full
     threads = 32 * shape.simdgroups
     groups = kv_heads * -(-(heads // kv_heads) // 8)
@@ -79,7 +83,7 @@ def attention_full(
             ("B", sinks.dtype),
             ("HEADS", heads // kv_heads),
             ("KV_HEADS", kv_heads),
-            ("TAIL", tail_k.shape[1]),
+            ("TAIL", tail_k.shape[-2]),
             ("SIMDGROUPS", shape.simdgroups),
             ("UNROLL", shape.unroll),
             ("FINAL", parts is None),
@@ -132,17 +136,18 @@ def attention_sliding(
     """Attention over the last W positions, the new one included; (out, new ring_k, new ring_v).
 
     q, k, v, sinks, lengths as in `attention_full`; ring_k, ring_v: [kv_heads, W, 64], position p in slot p % W. Slots
-    of the new rings that no position has reached are undefined.
+    of the new rings that no position has reached are undefined. Rings may have a leading axis of 1.
     out: [heads, 64] float32, or with `parts` (1) float32 [heads, 1, 68] for `attention_merge`. Raises KernelError.
     """
     heads, kv_heads, dtype = q.shape[1], k.shape[1], k.dtype
     _check(q, k, v, sinks, lengths, SLIDING)
-    check_array("ring_k", ring_k, (kv_heads, None, HEAD_DIM), (dtype,), SLIDING)
+    _check_cache("ring_k", ring_k, kv_heads, dtype, SLIDING)
     check_array("ring_v", ring_v, ring_k.shape, (dtype,), SLIDING)
     if parts not in (None, 1):
         raise KernelError("a ring is one part", got=str(parts), where=SLIDING)
     if backend.name == "stock":
-        return attention_sliding_twin(q, k, v, ring_k, ring_v, sinks, lengths, parts=parts)
+        out, new_k, new_v = attention_sliding_twin(q, k, v, _flat(ring_k), _flat(ring_v), sinks, lengths, parts=parts)
+        return out, new_k.reshape(ring_k.shape), new_v.reshape(ring_v.shape)
     shape = (tuning or tuning_for(backend.family)).sliding
     threads = 32 * shape.simdgroups
     groups = kv_heads * -(-(heads // kv_heads) // 8)
@@ -154,7 +159,7 @@ def attention_sliding(
             ("B", sinks.dtype),
             ("HEADS", heads // kv_heads),
             ("KV_HEADS", kv_heads),
-            ("WINDOW", ring_k.shape[1]),
+            ("WINDOW", ring_k.shape[-2]),
             ("SIMDGROUPS", shape.simdgroups),
             ("UNROLL", shape.unroll),
             ("FINAL", parts is None),
@@ -257,6 +262,16 @@ def _attend_twin(
         axis=-1,
     )
     return mx.concatenate([part, empty], axis=1)
+
+
+def _check_cache(name: str, cache: mx.array, kv_heads: int, dtype: mx.Dtype, where: str) -> None:
+    """[kv_heads, C, 64], or the same with a leading 1. Raises KernelError."""
+    leading = (1,) if cache.ndim == 4 else ()
+    check_array(name, cache, (*leading, kv_heads, None, HEAD_DIM), (dtype,), where)
+
+
+def _flat(cache: mx.array) -> mx.array:
+    return cache.reshape(cache.shape[-3:])
 
 
 def _check(q: mx.array, k: mx.array, v: mx.array, sinks: mx.array, lengths: mx.array, kernel: str) -> None:

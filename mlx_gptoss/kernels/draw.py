@@ -30,17 +30,18 @@ def draw(
     *,
     raw: mx.array | None = None,
     logprobs: bool = False,
+    settings: mx.array | None = None,
     backend: Backend,
 ) -> Drawn:
     """One token of each row of `scores`, float32 [S, N]; -inf forbids.
 
     `raw` are the model's own logits where scores are edited ones; `logprobs` asks for the log-probabilities in them.
-    Raises KernelError.
+    `settings` are those of `draws`, made anew when not given. Raises KernelError.
     """
     vocab = scores.shape[-1]
     if backend.name == "stock" or vocab < MAX_COUNT:
         return draw_twin(scores, scores if raw is None else raw, draws, logprobs=logprobs)
-    settings = draws.settings(vocab)
+    settings = draws.settings(vocab) if settings is None else settings
     parts = draw_parts(scores, settings, backend=backend)
     if raw is None or not logprobs:
         raw, raw_parts = scores, parts

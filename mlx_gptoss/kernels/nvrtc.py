@@ -42,7 +42,7 @@ def compile_cubin(text: str, architecture: str, where: str) -> bytes:
 
 
 def compressed(cubin: bytes, architecture: str) -> bytes:
-    """The same device code, about half as long, where the toolkit's `fatbinary` is at hand; else as it is.
+    """The same device code, a third as long, where the toolkit's `fatbinary` is at hand; else as it is.
 
     MLX hashes the code of every kernel in every step: 8 KB less are worth 1 to 3 us a launch.
     """
@@ -53,7 +53,7 @@ def compressed(cubin: bytes, architecture: str) -> bytes:
         source, target = Path(folder, "kernel.cubin"), Path(folder, "kernel.fatbin")
         source.write_bytes(cubin)
         image = f"--image3=kind=elf,sm={architecture.removeprefix('sm_')},file={source}"
-        command = [tool, "--64", "--compress-all", "--compress-mode=speed", f"--create={target}", image]
+        command = [tool, "--64", "--compress-all", "--compress-mode=size", f"--create={target}", image]
         try:
             done = subprocess.run(command, capture_output=True, timeout=NVCC_TIMEOUT_S, check=False)
             packed = target.read_bytes() if done.returncode == 0 else cubin

@@ -37,8 +37,8 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """An attention kernel: `simdgroups` a threadgroup, 4 * `unroll` keys a simdgroup and step. A full layer's main
-    cache is split into parts of at least `split_keys` keys, at most `max_parts` of them."""
+    """An attention kernel: `simdgroups` a threadgroup, 4 * `unroll` keys a simdgroup and step (in sliding layers a tile
+    of 16 * `unroll` keys a threadgroup). A full layer's main cache is split into parts of at least `split_keys` keys, at most `max_parts` of them."""
 
     simdgroups: int
     unroll: int
@@ -61,7 +61,7 @@ class Tuning:
     down: Rows = field(default_factory=lambda: Rows(4, 4, 1, share=4))
     head: Rows = field(default_factory=lambda: Rows(4, 8, 2, passes=4))
     full: Attention = field(default_factory=lambda: Attention(4, 2))
-    sliding: Attention = field(default_factory=lambda: Attention(8, 2))
+    sliding: Attention = field(default_factory=lambda: Attention(8, 4))
     merge_in_out: int = 1
     top_chunk: int = 2048
     staged_bytes: int = 24576
@@ -89,7 +89,6 @@ TUNINGS: Mapping[str, Tuning] = {
         head=Rows(2, 8, 4, passes=4),
         full=Attention(4, 4, split_keys=64, max_parts=32),
         sliding=Attention(8, 4),
-        merge_in_out=8,
         staged_bytes=47_104,
     ),
     "bench": Tuning(
