@@ -86,7 +86,7 @@ METAL_FUNC void attend(
   if (simd_any(grows)) {
 #pragma clang loop unroll(full)
     for (int h = 0; h < ATTEND_HEADS; ++h) {
-      float shrink = metal::exp2(m[h] - top[h]);
+      float shrink = metal::fast::exp2(m[h] - top[h]);
       m[h] = top[h];
       l[h] *= shrink;
 #pragma clang loop unroll(full)
@@ -101,7 +101,7 @@ METAL_FUNC void attend(
     unpack8(type, raw + (2 * u + 1) * WORDS, v);
 #pragma clang loop unroll(full)
     for (int h = 0; h < ATTEND_HEADS; ++h) {
-      float weight = metal::exp2(score[ATTEND_HEADS * u + h] - m[h]);
+      float weight = metal::fast::exp2(score[ATTEND_HEADS * u + h] - m[h]);
       l[h] += weight;
 #pragma clang loop unroll(full)
       for (int i = 0; i < 8; ++i) {
@@ -137,7 +137,7 @@ METAL_FUNC void finish(
   for (int h = 0; h < ATTEND_HEADS; ++h) {
     float top = metal::max(m[h], simd_shuffle_xor(m[h], ushort(8)));
     top = metal::max(top, simd_shuffle_xor(top, ushort(16)));
-    float shrink = metal::exp2(m[h] - top);
+    float shrink = metal::fast::exp2(m[h] - top);
     float total = l[h] * shrink;
     total += simd_shuffle_xor(total, ushort(8));
     total += simd_shuffle_xor(total, ushort(16));
@@ -180,10 +180,10 @@ METAL_FUNC void finish(
       top = metal::max(top, stats[(g * ATTEND_HEADS + h) * 2]);
     }
     float4 sum = float4(0.0f);
-    float denominator = FINAL ? metal::exp2(sink - top) : 0.0f;
+    float denominator = FINAL ? metal::fast::exp2(sink - top) : 0.0f;
 #pragma clang loop unroll(disable)
     for (int g = 0; g < SIMDGROUPS; ++g) {
-      float factor = metal::exp2(stats[(g * ATTEND_HEADS + h) * 2] - top);
+      float factor = metal::fast::exp2(stats[(g * ATTEND_HEADS + h) * 2] - top);
       denominator += factor * stats[(g * ATTEND_HEADS + h) * 2 + 1];
       sum = sum + memory[(g * ATTEND_HEADS + h) * (ATTEND_DIM / 4) + d] * factor;
     }

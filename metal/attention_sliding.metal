@@ -167,10 +167,10 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int WINDOW, int SIMDG
           top = metal::max(top, mine[key]);
         }
         top = simd_max(top);
-        float shrink = metal::exp2(m[o] - top);
+        float shrink = metal::fast::exp2(m[o] - top);
         float total = 0.0f;
         for (int key = lane; key < TILE; key += 32) {
-          float weight = metal::exp2(mine[key] - top);
+          float weight = metal::fast::exp2(mine[key] - top);
           total += weight;
           mine[key] = weight;
         }
@@ -201,8 +201,8 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int WINDOW, int SIMDG
       if (FINAL) {
         float sink = float(sinks[head + h]) * 1.44269504f;
         float top = metal::max(m[o], sink);
-        float shrink = metal::exp2(m[o] - top);
-        float share = shrink / (l[o] * shrink + metal::exp2(sink - top));
+        float shrink = metal::fast::exp2(m[o] - top);
+        float share = shrink / (l[o] * shrink + metal::fast::exp2(sink - top));
         device float* to = out + (head + h) * 64 + 2 * lane;
         to[0] = acc[o].x * share;
         to[1] = acc[o].y * share;

@@ -283,6 +283,11 @@ MSL_FN vec<bfloat, 2> operator*(vec<bfloat, 2> a, vec<bfloat, 2> b) {
       : "=r"(u) : "r"(as_type<uint>(a)), "r"(as_type<uint>(b)), "r"(0x80008000u));
   return as_type<vec<bfloat, 2>>(u);
 }
+MSL_FN vec<half, 2> operator-(vec<half, 2> a, vec<half, 2> b) {
+  uint u;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(u) : "r"(as_type<uint>(a)), "r"(as_type<uint>(b)));
+  return as_type<vec<half, 2>>(u);
+}
 MSL_FN vec<half, 2> operator*(vec<half, 2> a, vec<half, 2> b) {
   uint u;
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(u) : "r"(as_type<uint>(a)), "r"(as_type<uint>(b)));

@@ -80,11 +80,11 @@ METAL_FUNC void unpack(const thread uint* w, int piece, thread float* v) {
       v[i + 4] = float(h.y);
     }
   } else if (FORMAT == FORMAT_Q4) {
-    // A small integer or-ed into the mantissa of the half 1024.
+    // A small integer or-ed into the mantissa of the half 1024, which is then exactly taken away.
     for (int i = 0; i < 4; ++i) {
-      half2 h = as_type<half2>(((w[piece] >> (4 * i)) & 0x000f000fu) | 0x64006400u);
-      v[i] = float(h.x) - 1024.0f;
-      v[i + 4] = float(h.y) - 1024.0f;
+      half2 h = as_type<half2>(((w[piece] >> (4 * i)) & 0x000f000fu) | 0x64006400u) - half2(half(1024.0f));
+      v[i] = float(h.x);
+      v[i + 4] = float(h.y);
     }
   } else if (FORMAT == FORMAT_Q6) {
     for (int i = 0; i < 8; ++i) {
@@ -99,9 +99,9 @@ METAL_FUNC void unpack(const thread uint* w, int piece, thread float* v) {
     for (int i = 0; i < 4; ++i) {
       uint b = w[(2 * piece + i / 2) & 3] >> (8 * (i % 2));
       if (FORMAT == FORMAT_Q8) {
-        half2 h = as_type<half2>((b & 0x00ff00ffu) | 0x64006400u);
-        v[4 * (i / 2) + i % 2] = float(h.x) - 1024.0f;
-        v[4 * (i / 2) + i % 2 + 2] = float(h.y) - 1024.0f;
+        half2 h = as_type<half2>((b & 0x00ff00ffu) | 0x64006400u) - half2(half(1024.0f));
+        v[4 * (i / 2) + i % 2] = float(h.x);
+        v[4 * (i / 2) + i % 2 + 2] = float(h.y);
       } else {
         half2 h = as_type<half2>(((b & 0x007f007fu) << 7) | ((b & 0x00800080u) << 8));
         v[4 * (i / 2) + i % 2] = float(h.x);

@@ -38,7 +38,8 @@ class Rows:
 @dataclass(frozen=True, slots=True)
 class Attention:
     """An attention kernel: `simdgroups` a threadgroup, 4 * `unroll` keys a simdgroup and step (in sliding layers a tile
-    of 16 * `unroll` keys a threadgroup). A full layer's main cache is split into parts of at least `split_keys` keys, at most `max_parts` of them."""
+    of 16 * `unroll` keys a threadgroup). A full layer's main cache is split into parts of at least `split_keys` keys,
+    at most `max_parts` of them."""
 
     simdgroups: int
     unroll: int
@@ -51,7 +52,8 @@ class Tuning:
     """All tuning constants of the decode kernels for one GPU family.
 
     Up to `merge_in_out` parts of a full layer's attention are merged inside the output projection, where every
-    threadgroup reads them all; more by a launch of its own (1: always).
+    threadgroup reads them all; more by a launch of its own (1: always). From `dense_from` sequences on, dense
+    projections are MLX's own matrix products (9: never).
     """
 
     qkv: Rows = field(default_factory=lambda: Rows(2, 8, 4))
@@ -63,6 +65,7 @@ class Tuning:
     full: Attention = field(default_factory=lambda: Attention(4, 2))
     sliding: Attention = field(default_factory=lambda: Attention(8, 4))
     merge_in_out: int = 1
+    dense_from: int = 9
     top_chunk: int = 2048
     staged_bytes: int = 24576
 
@@ -89,6 +92,7 @@ TUNINGS: Mapping[str, Tuning] = {
         head=Rows(2, 8, 4, passes=4),
         full=Attention(4, 4, split_keys=64, max_parts=32),
         sliding=Attention(8, 4),
+        dense_from=4,
         staged_bytes=47_104,
     ),
     "bench": Tuning(
