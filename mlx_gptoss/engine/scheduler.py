@@ -245,6 +245,7 @@ class Scheduler:
         """Prefills everything again: what a kernel that failed has written is not to be trusted."""
         self._flights = []
         self._prefixes.clear()
+        self._sampler = Sampler(backend=self._model.draw_backend)
         running = [sequence for sequence in self._sequences() if not sequence.done]
         self._decoding = []
         for sequence in running:
