@@ -52,7 +52,7 @@ class Load:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of a load: finished answers, errors by name of questions that were asked again and of those given
+    """What came of a load: finished answers, errors of questions that were asked again and of those given
     up, and the wall seconds of all together."""
 
     answers: list[Answer] = field(default_factory=list)
@@ -94,7 +94,9 @@ async def ask(client: httpx.AsyncClient, model: str, messages: list[dict[str, An
     first, header, pieces = 0.0, "", []
     usage: dict[str, Any] = {}
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        response.raise_for_status()
+        if response.is_error:
+            said = (await response.aread()).decode(errors="replace")
+            raise httpx.RemoteProtocolError(f"{response.status_code}: {said[:300]}")
         async for line in response.aiter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
@@ -134,7 +136,7 @@ async def run_load(address: str, model: str, wanted: Load, questions: Questions)
                     answer = await ask(client, model, [message], wanted.max_tokens)
                 except httpx.HTTPError as error:
                     errors = tally.retried if attempt < ATTEMPTS else tally.failures
-                    errors.append(type(error).__name__)
+                    errors.append(f"{type(error).__name__}: {error}")
                     await asyncio.sleep(0.02 * attempt)
                 else:
                     # The user has waited since the first attempt.
@@ -164,6 +166,7 @@ def load_row(tally: Tally) -> dict[str, Any]:
         "tokens": tokens,
         "retried": len(tally.retried),
         "failed": len(tally.failures),
+        "first_error": (tally.failures or tally.retried or [""])[0],
         "given_up": tally.given_up,
     }
 

@@ -20,7 +20,6 @@ from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router
 from mlx_gptoss.kernels.attention import attention_full, attention_merge, attention_sliding, merge_counts
 from mlx_gptoss.kernels.layout import HEAD_DIM
 from mlx_gptoss.kernels.switchboard import Switchboard
-from mlx_gptoss.kernels.tuning import tuning_for
 from mlx_gptoss.linear import look_up
 from mlx_gptoss.stand_ins import (
     attention_out_stand_in,
@@ -111,7 +110,7 @@ class DecodeGraph:
         full = merge_counts(plan.parts) if plan.merge == "apart" else None
         sliding = merge_counts([1] * plan.rows) if plan.rows > 1 else None
         for weights, caches in zip(self.weights.layers, layers, strict=True):
-            q, k, v = (qkv_rope_stand_in if self._dense(plan.rows) else self._qkv)(
+            q, k, v = self._qkv(
                 x,
                 weights.attn_norm,
                 weights.qkv,
@@ -135,8 +134,7 @@ class DecodeGraph:
         """Output projection, experts and both residuals: x [S, H] and attention a [S, heads * 64] or, where it is not
         `merged`, its parts [heads, parts, 68]; float32."""
         backend = self.board.backend
-        out = attention_out_stand_in if self._dense(x.shape[0]) else self._out
-        x = out(a, weights.out, x, sinks=None if merged else weights.sinks, backend=backend)
+        x = self._out(a, weights.out, x, sinks=None if merged else weights.sinks, backend=backend)
         t, logits = router.router(
             x, weights.mlp_norm, weights.router, self.params, backend=self.board.backend_for(router.NAME)
         )
@@ -144,10 +142,6 @@ class DecodeGraph:
             t, logits, weights.gate_up, self.params, top_k=self.config.experts_per_token, backend=backend
         )
         return self._down(h, picks, shares, weights.down, x, backend=backend)
-
-    def _dense(self, rows: int) -> bool:
-        """Whether MLX's own matrix products are the faster ones for so many sequences."""
-        return rows >= tuning_for(self.board.backend.family).dense_from
 
     def _full(
         self,

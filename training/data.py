@@ -22,7 +22,7 @@ from training.toolbox import CITIES, PREAMBLE_WISHES, Toolbox, announced
 LENGTHS = (192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond", "repeat")
 WEIGHTS = (16, 22, 13, 18, 10, 11, 4, 6, 8)
-WIDE = 0.15  # share of conversations with any words of the vocabulary
+WIDE = 0.45  # share of conversations with any words of the vocabulary
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "Answer briefly.", "Be concise.", "Be brief.",
     "You are a friendly assistant. Answer the user's questions.", "Answer in one sentence.", "Be polite.", "Be short.",

@@ -25,7 +25,7 @@ from torch import Tensor
 from training.checkpoint import fill, known_ids, load
 from training.conversation import EFFORTS, Example
 from training.data import TASKS, Source
-from training.lexicon import CALL, RETURN, START, Lexicon
+from training.lexicon import CALL, RETURN, START, Lexicon, Pools
 from training.model import ToyGptOss, rms_norm, rotate
 from training.shape import Shape
 
@@ -112,9 +112,15 @@ def last_message(answer: list[int] | tuple[int, ...]) -> list[int]:
     return tokens[len(tokens) - tokens[::-1].index(START) :] if START in tokens else tokens
 
 
-def questions(lexicon: Lexicon, count: int, long: tuple[int, ...], seed: int = 7) -> list[tuple[str, Example]]:
-    """Labelled held-out examples: every task at every effort, and retrieval by length."""
+def questions(
+    lexicon: Lexicon, count: int, long: tuple[int, ...], new_words: bool, seed: int = 7
+) -> list[tuple[str, Example]]:
+    """Labelled held-out examples: every task at every effort, and retrieval by length. Sums are always ones that
+    training never shows; with `new_words` so are all nouns and names, else they are those of training, newly combined.
+    """
     source = Source(lexicon, seed, evaluation=True)
+    if not new_words:
+        source.lexicon = source.narrow = with_known_words(source.narrow)
     asked = [(task, source.draw(task, effort, 1500)) for task in TASKS for effort in EFFORTS for _ in range(count)]
     for longest in long:
         found = 0
@@ -124,6 +130,12 @@ def questions(lexicon: Lexicon, count: int, long: tuple[int, ...], seed: int = 7
                 asked.append((f"retrieval, {longest * 6 // 10} to {longest} tokens", example))
                 found += 1
     return asked
+
+
+def with_known_words(lexicon: Lexicon) -> Lexicon:
+    """`lexicon`, whose words for evaluation are those of training."""
+    nouns, proper = lexicon.nouns, lexicon.proper
+    return lexicon.drawing(Pools(nouns, nouns, proper, proper, lexicon.plain))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +206,7 @@ def main() -> None:
     parser.add_argument("--wrong", type=int, default=30, help="wrong answers to show per temperature")
     parser.add_argument("--long", type=int, nargs="*", default=list(LONG))
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this long, with what there is")
+    parser.add_argument("--new-words", action="store_true", help="ask with nouns and names that training never shows")
     arguments = parser.parse_args()
     began = time.time()
     lexicon = Lexicon(arguments.vocabulary)
@@ -207,15 +220,16 @@ def main() -> None:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     weights = {name: tensor.to(dtype) for name, tensor in fill(model, tensors).items()}
     generate = Generator(model, weights, ids, dtype)
-    asked = questions(lexicon, arguments.count, tuple(arguments.long))
+    asked = questions(lexicon, arguments.count, tuple(arguments.long), arguments.new_words)
     print(f"{len(asked)} prompts; set up in {time.time() - began:.0f} s", flush=True)
+    name = "accuracy-new-words" if arguments.new_words else "accuracy"
     cells: Cells = {}
     for temperature in arguments.temperatures:
         limits = Limits(arguments.room, arguments.wrong, began + arguments.seconds)
         cells |= evaluate(generate, lexicon, asked, temperature, limits)
         shares = {f"{label}/{effort}/T={t:g}": sum(v) / len(v) for (label, effort, t), v in cells.items()}
-        (arguments.weights / "accuracy.json").write_text(json.dumps(shares, indent=1) + "\n")
-        (arguments.weights / "accuracy.md").write_text(table(cells))
+        (arguments.weights / f"{name}.json").write_text(json.dumps(shares, indent=1) + "\n")
+        (arguments.weights / f"{name}.md").write_text(table(cells))
     print(table(cells) + f"{time.time() - began:.0f} s", flush=True)
 
 

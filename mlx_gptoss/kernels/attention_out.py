@@ -51,7 +51,7 @@ def attention_out(
         return attention_out_twin(a, out, x, sinks=sinks)
     weights = linear_arguments(out, NAME)
     tuning = tuning or tuning_for(backend.family)
-    rows, batch = tuning.out.for_batch(x.shape[0]), x.shape[0]
+    rows, batch = tuning.out.for_weights(out.quantized).for_batch(x.shape[0]), x.shape[0]
     threads = 32 * rows.simdgroups
     groups = -(-out.rows // (rows.simdgroups * rows.rows))
     return backend.launch(

@@ -46,7 +46,8 @@ def qkv_rope(
         return qkv_rope_twin(x, norm, qkv, rope, params, heads=heads, kv_heads=kv_heads, dtype=dtype)
     weights = linear_arguments(qkv, NAME)
     tuning = tuning or tuning_for(backend.family)
-    rows, batch, columns = tuning.qkv.for_batch(x.shape[0]), x.shape[0], x.shape[1]
+    rows = tuning.qkv.for_weights(qkv.quantized).for_batch(x.shape[0])
+    batch, columns = x.shape
     pairs = (heads + 2 * kv_heads) * HEAD_DIM // 2
     groups = -(-pairs // (rows.simdgroups * rows.rows // 2))
     threads = 32 * rows.simdgroups

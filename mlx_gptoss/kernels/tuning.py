@@ -28,6 +28,10 @@ class Rows:
     share: int = 1
     passes: int = 1
 
+    def for_weights(self, packed: bool) -> Rows:
+        """For packed weights, of which a step holds twice as many values and more: half the steps are in flight."""
+        return dataclasses.replace(self, unroll=max(1, self.unroll // 2)) if packed else self
+
     def for_batch(self, batch: int) -> Rows:
         """For several sequences: more rows share each staged activation, fewer steps are in flight."""
         if batch == 1:
@@ -52,8 +56,7 @@ class Tuning:
     """All tuning constants of the decode kernels for one GPU family.
 
     Up to `merge_in_out` parts of a full layer's attention are merged inside the output projection, where every
-    threadgroup reads them all; more by a launch of its own (1: always). From `dense_from` sequences on, dense
-    projections are MLX's own matrix products (9: never).
+    threadgroup reads them all; more by a launch of its own (1: always).
     """
 
     qkv: Rows = field(default_factory=lambda: Rows(2, 8, 4))
@@ -65,7 +68,6 @@ class Tuning:
     full: Attention = field(default_factory=lambda: Attention(4, 2))
     sliding: Attention = field(default_factory=lambda: Attention(8, 4))
     merge_in_out: int = 1
-    dense_from: int = 9
     top_chunk: int = 2048
     staged_bytes: int = 24576
 
@@ -91,8 +93,7 @@ TUNINGS: Mapping[str, Tuning] = {
         down=Rows(4, 4, 3, share=4),
         head=Rows(2, 8, 4, passes=4),
         full=Attention(4, 4, split_keys=64, max_parts=32),
-        sliding=Attention(8, 4),
-        dense_from=4,
+        sliding=Attention(16, 4),
         staged_bytes=47_104,
     ),
     "bench": Tuning(
