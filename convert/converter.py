@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 
+from mlx_gptoss import __version__
 from mlx_gptoss.convert.detect import open_source
 from mlx_gptoss.convert.journal import JOURNAL_NAME, Finished
 from mlx_gptoss.convert.layout import Layout, lay_out
@@ -129,12 +129,5 @@ def _manifest(
         tensors=tuple(tensors),
         config_sha256=hashlib.sha256(plan.config_json).hexdigest(),
         notes=tuple(notes),
-        created_by=f"mlx-gptoss {_package_version()}",
+        created_by=f"mlx-gptoss {__version__}",
     )
-
-
-def _package_version() -> str:
-    try:
-        return version("mlx-gptoss")
-    except PackageNotFoundError:
-        return "unknown"

@@ -1,8 +1,9 @@
 """Which kernels this machine may use: each is compiled and compared with its twin once, at a model's shapes.
 
 The checks run in a process of their own with a time limit a kernel, so that a kernel that hangs or takes its process
-down costs that kernel and nothing else. Results are kept by back end, chip, system, MLX version, shapes and shader
-text. A kernel that is off is named in one line; its twin takes over.
+down costs that kernel and nothing else; in an application that is no Python interpreter they run in the application.
+Results are kept by back end, chip, system, MLX version, shapes and shader text. A kernel that is off is named in one
+line; its twin takes over.
 """
 
 from __future__ import annotations
@@ -12,17 +13,10 @@ import json
 import logging
 import os
 import platform
-import queue
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 from platformdirs import user_cache_path
@@ -30,7 +24,9 @@ from platformdirs import user_cache_path
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend, StockBackend
 from mlx_gptoss.kernels.cases import CASES, Shapes
-from mlx_gptoss.kernels.check import KernelReport, off
+from mlx_gptoss.kernels.check import KernelReport
+from mlx_gptoss.kernels.check_here import check_here
+from mlx_gptoss.kernels.check_process import NoProcessError, check_in_process
 from mlx_gptoss.kernels.cuda import shim_text
 from mlx_gptoss.kernels.source import load_kernel
 
@@ -81,8 +77,12 @@ def self_check(
     path = (cache_folder() if folder is None else folder) / f"{machine_key(backend, shapes, kernels)}.json"
     reports = None if fresh or measure else _recall(path, kernels)
     if reports is None:
-        reports = run_checks(spec or backend.name, shapes, kernels, time_limit_s=time_limit_s, measure=measure)
-        _keep(path, reports)
+        note = path.with_suffix(".checking")
+        reports = run_checks(
+            spec or backend.name, shapes, kernels, time_limit_s=time_limit_s, measure=measure, note=note
+        )
+        if not note.exists():  # else it hung, and others were not checked for that
+            _keep(path, reports)
     for report in reports:
         if report.status == "off":
             _LOG.warning("kernel %s is off, MLX's own operations take its place: %s", report.kernel, report.reason)
@@ -90,83 +90,14 @@ def self_check(
 
 
 def run_checks(
-    spec: str, shapes: Shapes, kernels: Sequence[str], *, time_limit_s: float, measure: bool
+    spec: str, shapes: Shapes, kernels: Sequence[str], *, time_limit_s: float, measure: bool, note: Path
 ) -> list[KernelReport]:
-    """One report a kernel, in order, from as many processes as it takes."""
-    found: dict[str, KernelReport] = {}
-    while len(found) < len(kernels):
-        waiting = [kernel for kernel in kernels if kernel not in found]
-        order = {"backend": spec, "shapes": asdict(shapes), "kernels": waiting, "measure": measure}
-        reports, stuck, reason = _one_process(order, time_limit_s)
-        found.update((report.kernel, report) for report in reports)
-        remaining = [kernel for kernel in waiting if kernel not in found]
-        if remaining:
-            victim = stuck if stuck in remaining else remaining[0]
-            found[victim] = off(victim, reason)
-    return [found[kernel] for kernel in kernels]
-
-
-def _one_process(order: dict[str, Any], time_limit_s: float) -> tuple[list[KernelReport], str | None, str]:
-    """What one checking process reported before it ended, the kernel it was at, and why it ended early."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlx_gptoss.kernels.selfcheck_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=_environment(),
-            text=True,
-        )
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        reader = threading.Thread(target=_feed, args=(process, json.dumps(order), lines), daemon=True)
-        reader.start()
-        reports: list[KernelReport] = []
-        at: str | None = None
-        reason = ""
-        try:
-            while (line := lines.get(timeout=time_limit_s)) is not None:
-                try:
-                    message = json.loads(line)
-                    if "start" in message:
-                        at = str(message["start"])
-                    elif "report" in message:
-                        reports.append(KernelReport.from_dict(message["report"]))
-                        at = None
-                except (ValueError, TypeError, KeyError, AttributeError):
-                    continue  # something else in the process wrote to standard output
-        except queue.Empty:
-            reason = f"no result after {time_limit_s:.0f} s"
-        finally:
-            process.kill()
-            code = process.wait()
-            reader.join()
-        if not reason and len(reports) < len(order["kernels"]):
-            errors.seek(0)
-            tail = errors.read().decode(errors="replace").strip().splitlines()[-1:]
-            ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            reason = f"the checking process ended ({ended}) {tail[0] if tail else ''}"
-        return reports, at, reason
-
-
-def _environment() -> dict[str, str]:
-    """This process's, with its import path, and float32 products of twins in full precision on NVIDIA GPUs too."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {**os.environ, "PYTHONPATH": path, "MLX_ENABLE_TF32": "0"}
-
-
-def _feed(process: subprocess.Popen[str], order: str, lines: queue.SimpleQueue[str | None]) -> None:
-    if process.stdin is None or process.stdout is None:
-        return
+    """One report a kernel, in order: from processes of their own, or from this one where none can be started."""
     try:
-        with process.stdin as pipe:
-            pipe.write(order)
-        with process.stdout as output:
-            for line in output:
-                lines.put(line)
-    except (OSError, ValueError):
-        pass  # the process is gone: its exit code says the rest
-    finally:
-        lines.put(None)
+        return check_in_process(spec, shapes, kernels, time_limit_s=time_limit_s, measure=measure)
+    except NoProcessError as reason:
+        _LOG.info("the kernels are checked in this process: %s", reason)
+        return check_here(spec, shapes, kernels, time_limit_s=time_limit_s, measure=measure, note=note)
 
 
 def machine_key(backend: Backend, shapes: Shapes, kernels: Sequence[str]) -> str:
@@ -178,7 +109,7 @@ def machine_key(backend: Backend, shapes: Shapes, kernels: Sequence[str]) -> str
         str(info.get("device_name", "")),
         str(info.get("architecture", "")),
         platform.platform(),
-        metadata.version("mlx"),
+        str(getattr(mx, "__version__", "")),  # a frozen application has no package metadata
         repr(shapes),
         shim_text() if backend.name == "cuda" else "",
         *(f"{kernel} {load_kernel(kernel).digest}" for kernel in kernels),
