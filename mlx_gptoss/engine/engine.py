@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 
 import mlx.core as mx
@@ -67,7 +68,9 @@ class Engine:
         self._loaded: Future[None] = Future()
         self._vocab_size = 0
         self._context = 0
-        self._thread = threading.Thread(target=self._run, args=(load,), name="mlx-gptoss-engine", daemon=True)
+        self._done = threading.Event()
+        work = ([partial(self._run, load)], self._done)
+        self._thread = threading.Thread(target=_work, args=work, name="mlx-gptoss-engine", daemon=True)
         self._thread.start()
         self._loaded.result()
         _close_at_exit(self)
@@ -130,7 +133,7 @@ class Engine:
             self._closing = True
             self._door.notify_all()
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+            self._done.wait(timeout)
 
     def __enter__(self) -> Engine:
         return self
@@ -323,6 +326,17 @@ def _finish_unstarted(generation: Generation, reason: FinishReason, error: GptOs
             error,
         )
     )
+
+
+def _work(jobs: list[Callable[[], None]], done: threading.Event) -> None:
+    """The engine's thread: the one job, and nothing of it is held afterwards."""
+    try:
+        jobs.pop()()
+    finally:
+        done.set()
+    if mx.cuda.is_available():
+        # MLX's CUDA build (0.32.4) has aborted processes in which a thread that used the GPU ended: this one stays.
+        threading.Event().wait()
 
 
 def _close_at_exit(engine: Engine) -> None:

@@ -62,19 +62,26 @@ def reentry(stored: Stored, length: int) -> int:
 def enter(stored: Stored, position: int, *, share: bool) -> Hit:
     """The stored sequence cut back to `position`; with `share` the original stays as it is."""
     cache = stored.cache.copy() if share else stored.cache
-    end = len(stored.tokens)
+    end, whole = len(stored.tokens), True
     if position < end:
         states = {snapshot.offset: snapshot for snapshot in stored.snapshots}
         if position in states:
             cache.restore(states[position])
         elif cache.can_trim(end - position):
-            cache.trim(end - position)
+            whole = _cut(cache, end - position)
         else:
             cache.restore(states[position + 1])
-            cache.trim(1)
-    kept = [snapshot for snapshot in stored.snapshots if snapshot.offset < position]
-    # The next sequence may be cut back to here as well.
-    return Hit(position, cache, (*kept, cache.snapshot()))
+            whole = _cut(cache, 1)
+    kept = tuple(snapshot for snapshot in stored.snapshots if snapshot.offset < position)
+    # The next sequence may be cut back to here as well, and to one token before it if the window is whole.
+    return Hit(position, cache, (*kept, cache.snapshot()) if whole else kept)
+
+
+def _cut(cache: Any, count: int) -> bool:
+    """Drops the last `count` positions; whether one more could be dropped after that."""
+    whole = cache.offset == count or cache.can_trim(count + 1)
+    cache.trim(count)
+    return bool(whole)
 
 
 def thin(snapshots: Sequence[Any], limit: int = MAX_SNAPSHOTS) -> tuple[Any, ...]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -242,3 +246,16 @@ def test_impossible_requests_are_refused_at_the_door(request_: GenerationRequest
 def test_the_longest_prompt_leaves_room_for_one_token() -> None:
     with engine_of(FakeModel(context=64)) as engine:
         assert len(ids(engine.submit(ask([1] * 63, 5)))) == 1
+
+
+def test_closing_does_not_wait_for_a_thread_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's CUDA build cannot stand the end of a thread that used the GPU; the model goes all the same."""
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    made = [FakeModel()]
+    gone = weakref.ref(made[0])
+    with Engine(made.pop, EngineOptions()) as engine:
+        assert len(ids(engine.submit(ask([1, 2, 3], 2)))) == 2
+    thread = next(thread for thread in threading.enumerate() if thread.name == "mlx-gptoss-engine")
+    gc.collect()
+    assert thread.is_alive()
+    assert gone() is None
