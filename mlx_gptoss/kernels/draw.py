@@ -39,7 +39,8 @@ def draw(
     `settings` are those of `draws`, made anew when not given. Raises KernelError.
     """
     vocab = scores.shape[-1]
-    if backend.name == "stock" or vocab < MAX_COUNT:
+    stock = backend.name == "stock" or vocab < MAX_COUNT
+    if stock or (draws.truncated and not tuning_for(backend.family).truncated_draws):
         return draw_twin(scores, scores if raw is None else raw, draws, logprobs=logprobs)
     settings = draws.settings(vocab) if settings is None else settings
     parts = draw_parts(scores, settings, backend=backend)

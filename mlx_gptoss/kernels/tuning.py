@@ -56,7 +56,8 @@ class Tuning:
     """All tuning constants of the decode kernels for one GPU family.
 
     Up to `merge_in_out` parts of a full layer's attention are merged inside the output projection, where every
-    threadgroup reads them all; more by a launch of its own (1: always).
+    threadgroup reads them all; more by a launch of its own (1: always). `truncated_draws`: top-k, top-p and min-p run on
+    the kernels too, not on MLX's sort.
     """
 
     qkv: Rows = field(default_factory=lambda: Rows(2, 8, 4))
@@ -68,6 +69,7 @@ class Tuning:
     full: Attention = field(default_factory=lambda: Attention(4, 2))
     sliding: Attention = field(default_factory=lambda: Attention(8, 4))
     merge_in_out: int = 1
+    truncated_draws: bool = True
     top_chunk: int = 2048
     staged_bytes: int = 24576
 
@@ -94,6 +96,7 @@ TUNINGS: Mapping[str, Tuning] = {
         head=Rows(2, 8, 4, passes=4),
         full=Attention(4, 4, split_keys=64, max_parts=32),
         sliding=Attention(16, 4),
+        truncated_draws=False,
         staged_bytes=47_104,
     ),
     "bench": Tuning(

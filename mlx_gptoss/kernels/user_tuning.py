@@ -83,6 +83,10 @@ def _tuning(family: str, fields: Mapping[str, Any]) -> Tuning:
         if isinstance(before, Rows | Attention):
             numbers: dict[str, Any] = {part: _positive(number) for part, number in value.items()}
             changes[name] = dataclasses.replace(before, **numbers)
+        elif isinstance(before, bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{value!r} is neither true nor false")
+            changes[name] = value
         else:
             changes[name] = _positive(value)
     return dataclasses.replace(base, **changes)
