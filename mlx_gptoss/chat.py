@@ -20,6 +20,7 @@ from mlx_gptoss.messages import (
     ToolMessage,
     UserMessage,
 )
+from mlx_gptoss.request_check import as_tuple, check_message
 from mlx_gptoss.stream import Completion, Stream
 
 Turn: TypeAlias = str | Message | Sequence[Message]
@@ -66,6 +67,7 @@ class Chat:
 
     def add(self, message: Message) -> None:
         """Appends a message without asking for an answer."""
+        check_message(message)
         with self._lock:
             self._messages.append(message)
 
@@ -81,6 +83,8 @@ class Chat:
     def reset(self, messages: Sequence[Message] | None = None) -> None:
         """Starts over with `messages`, or with the system prompt that came first."""
         with self._lock:
+            for message in messages or ():
+                check_message(message)
             if messages is None:
                 messages = [m for m in self._messages[:1] if isinstance(m, SystemMessage)]
             self._messages = list(messages)
@@ -106,7 +110,7 @@ class Chat:
                 raise InvalidRequestError("the message is empty", param="prompt")
             added = [UserMessage(turn)]
         else:
-            added = [turn] if isinstance(turn, _MESSAGES) else list(turn)
+            added = [turn] if isinstance(turn, _MESSAGES) else list(as_tuple(turn, "turn", "text or messages"))
         with self._lock:
             request = as_request([*self._messages, *added], {**self._options, **options})
             stream = self._llm.start(request, cache_key=self._key, on_progress=on_progress, on_done=self._remember)

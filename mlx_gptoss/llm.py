@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from mlx_gptoss.messages import Message, SystemMessage, UserMessage
 from mlx_gptoss.plan.guard import folder_bounds
 from mlx_gptoss.plan.machine import Machine, this_machine
 from mlx_gptoss.request import ChatRequest, SamplingParams
+from mlx_gptoss.request_check import as_tuple, check_request
 from mlx_gptoss.stream import Completion, Stream
 from mlx_gptoss.turn_reader import PlainText, TokenParser, TurnReader
 
@@ -75,6 +77,10 @@ class GptOss:
         from mlx_gptoss.names import looks_like_path, resolve_model
 
         options = _engine_options(options, {**engine_options, **({} if context is None else {"context": context})})
+        if model is not None and not isinstance(model, str | os.PathLike):
+            raise InvalidRequestError(
+                "a model is a name or a folder", param="model", expected="text or a path", got=type(model).__name__
+            )
         folder = resolve_model(model)
         options = _within(this_machine() if machine is None else machine, folder, options)
         engine = Engine(lambda: _load(folder, dtype, backend), options)
@@ -134,11 +140,13 @@ class GptOss:
 
     def count_tokens(self, prompt: Prompt, **options: Any) -> int:
         """How many tokens the prompt of a request has."""
-        return len(render(as_request(prompt, options), self._vocabulary).token_ids)
+        return len(self.encode(prompt, **options).token_ids)
 
     def encode(self, prompt: Prompt, **options: Any) -> RenderedPrompt:
         """The token ids that a request's prompt becomes, and the positions where its messages end."""
-        return render(as_request(prompt, options), self._vocabulary)
+        request = as_request(prompt, options)
+        check_request(request)
+        return render(request, self._vocabulary)
 
     def start(
         self,
@@ -150,7 +158,9 @@ class GptOss:
     ) -> Stream:
         """As `stream`, for callers that manage conversations: `cache_key` names one (its newer state replaces the
         stored older one), `on_done` gets the answer when the stream has been read to its end."""
-        _check(request)
+        check_request(request)
+        if on_progress is not None and not callable(on_progress):
+            raise InvalidRequestError("on_progress cannot be called", param="on_progress", got=repr(on_progress)[:80])
         prompt = render(request, self._vocabulary)
         harmony = _opens_assistant(prompt.token_ids, self._vocabulary)
         generation = self._engine.submit(
@@ -207,16 +217,21 @@ def as_request(prompt: Prompt, options: dict[str, Any]) -> ChatRequest:
     if isinstance(prompt, ChatRequest):
         request = prompt
     else:
-        messages = (UserMessage(prompt),) if isinstance(prompt, str) else tuple(prompt)
+        expected = "text, messages or a ChatRequest"
+        messages = (UserMessage(prompt),) if isinstance(prompt, str) else as_tuple(prompt, "prompt", expected)
         request = ChatRequest(messages=messages)
         if isinstance(prompt, str) and not prompt.strip():
             raise InvalidRequestError("the prompt is empty", param="prompt")
     sampling = options.pop("sampling", request.sampling)
+    if not isinstance(sampling, SamplingParams):
+        raise InvalidRequestError(
+            "sampling has the wrong type", param="sampling", expected="SamplingParams", got=type(sampling).__name__
+        )
     drawn = {name: options.pop(name) for name in list(options) if name in _SAMPLING}
     for name in ("tools", "builtin_tools", "stop", "messages"):
         if name in options:
             value = options[name]
-            options[name] = (value,) if isinstance(value, str) else tuple(value)
+            options[name] = (value,) if isinstance(value, str) else as_tuple(value, name, "a sequence")
     request = dataclasses.replace(request, sampling=dataclasses.replace(sampling, **drawn), **options)
     if system is not None:
         request = dataclasses.replace(request, messages=(SystemMessage(system), *request.messages))
@@ -245,16 +260,6 @@ def _load(folder: Path, dtype: DtypeName, backend: str) -> TokenModel:
     from mlx_gptoss.path import on_backend
 
     return on_backend(load_model(folder, dtype), backend)
-
-
-def _check(request: ChatRequest) -> None:
-    for stop in request.stop:
-        if not isinstance(stop, str) or not stop:
-            raise InvalidRequestError("a stop string is empty", param="stop", expected="text", got=repr(stop))
-    if request.reasoning_budget is not None and request.reasoning_budget < 0:
-        raise InvalidRequestError(
-            "the reasoning budget is negative", param="reasoning_budget", got=str(request.reasoning_budget)
-        )
 
 
 def _opens_assistant(token_ids: Sequence[int], vocabulary: Vocabulary) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -51,6 +52,8 @@ def load_model(folder: str | Path, dtype: DtypeName = "bfloat16") -> GptOssModel
     """
     if dtype not in get_args(DtypeName):
         raise InvalidRequestError("unknown dtype", param="dtype", expected="bfloat16 or float32", got=repr(dtype))
+    if not isinstance(folder, str | os.PathLike):
+        raise InvalidRequestError("a model folder is a path", param="folder", got=type(folder).__name__)
     config, weights = load_weights(folder)
     return GptOssModel(config, weights, mx.bfloat16 if dtype == "bfloat16" else mx.float32)
 

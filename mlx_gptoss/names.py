@@ -72,7 +72,7 @@ def resolve_model(
     try:
         return _resolve_name(str(name), registry, progress)
     except (ModelNotFoundError, InvalidRequestError):
-        if not is_built_in(str(name)) and _is_folder(Path(name)):
+        if name and not is_built_in(str(name)) and _is_folder(Path(name)):
             return _resolve_folder(Path(name), registry, progress)
         raise
 
@@ -110,7 +110,10 @@ def _resolve_name(name: str, registry: Registry, progress: Progress | None) -> P
 
 def _resolve_folder(folder: Path, registry: Registry, progress: Progress | None) -> Path:
     if not _is_folder(folder):
-        raise ModelNotFoundError(f"no folder {folder}", hint="Name a model folder, or a model such as 20b or demo.")
+        hint = "Name a model folder, or a model such as 20b or demo."
+        if folder.suffix == ".gguf":
+            hint = f"Convert the file first: `mlx-gptoss convert {folder} FOLDER`."
+        raise ModelNotFoundError(f"no folder {folder}", hint=hint)
     if (folder / "manifest.json").is_file():
         return folder
     if not any(folder.glob("*.safetensors")):

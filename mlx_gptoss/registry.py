@@ -107,9 +107,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object of ours; an unreadable one is an error that says which file to delete."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise GptOssError(
+            "a settings file cannot be read", got=error.strerror or str(error), where=str(path)
+        ) from error
+    except ValueError as error:
         raise GptOssError(
             "a settings file is unreadable", got=str(error), where=str(path), hint="Delete it and try again."
         ) from error
@@ -158,10 +162,10 @@ class Registry:
         for model in self.models():
             if model.name == wanted:
                 return model
-        raise ModelNotFoundError(
-            f"model {name!r} is not on this machine",
-            hint=f"Get it with `mlx-gptoss pull {name}`, or try `--model demo`.",
-        )
+        hint = f"Get it with `mlx-gptoss pull {name}`, or try `--model demo`."
+        if "/" not in wanted:
+            hint = "A model is a folder, demo, 20b, 120b or a hub id such as openai/gpt-oss-20b."
+        raise ModelNotFoundError(f"model {name!r} is not on this machine", hint=hint)
 
     def remove(self, name: str) -> int:
         """Delete a model (or just the alias of that name) and what was downloaded for it; bytes freed."""

@@ -59,9 +59,19 @@ class SamplingParams:
                 raise InvalidRequestError(f"{name} is not a whole number", param=name, got=repr(value))
         if self.top_k < 0:
             raise InvalidRequestError("top_k is negative", param="top_k", got=str(self.top_k))
-        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
+        wanted: Any = self.logprobs
+        bias: Any = self.logit_bias
+        if wanted is not None and (
+            isinstance(wanted, bool) or not isinstance(wanted, Integral) or not 0 <= int(wanted) <= 20
+        ):
             raise InvalidRequestError(
-                "logprobs is out of range", param="logprobs", expected="0 to 20", got=str(self.logprobs)
+                "logprobs is out of range", param="logprobs", expected="0 to 20", got=repr(wanted)
+            )
+        if not isinstance(bias, Mapping) or not all(
+            isinstance(token, Integral) and isinstance(value, int | float) for token, value in bias.items()
+        ):
+            raise InvalidRequestError(
+                "logit_bias cannot be used", param="logit_bias", expected="token ids and numbers", got=repr(bias)[:80]
             )
 
 

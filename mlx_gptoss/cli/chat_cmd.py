@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,9 @@ import click
 
 from mlx_gptoss.cli.chat_session import ChatSession, Leave
 from mlx_gptoss.cli.loading import load
-from mlx_gptoss.cli.options import generation_options, sampling_from
-from mlx_gptoss.errors import GptOssError, InvalidRequestError
+from mlx_gptoss.cli.main import error_line
+from mlx_gptoss.cli.options import argument_text, generation_options, sampling_from
+from mlx_gptoss.errors import InvalidRequestError
 from mlx_gptoss.registry import home_folder
 from mlx_gptoss.tools import FunctionTool, ToolBox
 from mlx_gptoss.tools.builtin import BUILTIN
@@ -22,18 +24,29 @@ def tool_box(names: tuple[str, ...]) -> ToolBox:
     return ToolBox(FunctionTool.of(BUILTIN[name]) if name in BUILTIN else FunctionTool.load(name) for name in names)
 
 
+def _history_file() -> str | None:
+    """Where lines are remembered, for their writer's eyes only; None where nothing can be written."""
+    path = home_folder() / "chat-history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        path.chmod(0o600)
+    except OSError:
+        return None
+    return str(path)
+
+
 def lines_from_terminal() -> Iterator[str]:
     """Lines with history, editing and completion of commands; ends at Ctrl-D."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     from mlx_gptoss.cli.chat_session import COMMANDS
 
-    home = home_folder()
-    home.mkdir(parents=True, exist_ok=True)
+    history = _history_file()
     session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(home / "chat-history")),
+        history=InMemoryHistory() if history is None else FileHistory(history),
         completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
         complete_while_typing=False,
     )
@@ -64,7 +77,7 @@ def chat(tools: tuple[str, ...], **options: Any) -> None:
     box = tool_box(tools)
     with load(options["model"], context=options["context"], backend=options["backend"]) as llm:
         conversation = llm.chat(
-            options["system"],
+            argument_text(options["system"]) if options["system"] else None,
             effort=options["effort"],
             tools=box.tools,
             sampling=sampling_from(options),
@@ -90,9 +103,11 @@ def _loop(session: ChatSession, lines: Iterator[str], *, interactive: bool) -> N
         except Leave:
             return
         except KeyboardInterrupt:
-            click.secho("\n(stopped)", dim=True, err=True)
-        except GptOssError as error:
-            # One bad turn must not end a conversation that somebody is in.
             if not interactive:
                 raise
-            click.secho(str(error), fg="red", err=True)
+            click.secho("\n(stopped)", dim=True, err=True)
+        except Exception as error:
+            # One bad turn must not end a conversation that somebody is in.
+            if not interactive or isinstance(error, BrokenPipeError):
+                raise
+            click.secho(error_line(error), fg="red", err=True)

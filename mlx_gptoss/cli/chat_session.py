@@ -11,7 +11,7 @@ from typing import cast, get_args
 import click
 
 from mlx_gptoss.chat import Chat
-from mlx_gptoss.cli.terminal import Printer, show_all, stats_line
+from mlx_gptoss.cli.terminal import Printer, printable, show_all, stats_line
 from mlx_gptoss.errors import GptOssError, InvalidRequestError
 from mlx_gptoss.events import Done
 from mlx_gptoss.messages import (
@@ -23,7 +23,10 @@ from mlx_gptoss.messages import (
     ToolMessage,
     UserMessage,
 )
+from mlx_gptoss.names import as_folder
+from mlx_gptoss.registry import write_json
 from mlx_gptoss.request import Effort
+from mlx_gptoss.request_check import check_message
 from mlx_gptoss.tools import ToolBox
 
 # A model that keeps calling tools without answering is stopped after this many rounds.
@@ -80,20 +83,15 @@ class ChatSession:
                 return
             for call in pending:
                 result = self.tools.run(call)
-                click.secho(f"<- {result.text}", dim=True, err=True)
+                click.secho(f"<- {printable(result.text)}", dim=True, err=True)
                 self.chat.add(result)
             self._answer(())
         raise GptOssError(f"the model called tools {MAX_TOOL_ROUNDS} times without answering")
 
     def _answer(self, turn: str | tuple[Message, ...]) -> None:
         printer = Printer(hide_reasoning=self.hide_reasoning)
-        with self.chat.stream(turn, effort=self.effort) as stream:
-            try:
-                self.last = show_all(stream, printer)
-            except KeyboardInterrupt:
-                stream.cancel()
-                printer.finish()
-                raise
+        with self.chat.stream(turn, effort=self.effort, on_progress=printer.prompt_read) as stream:
+            self.last = show_all(stream, printer)
         if self.last is not None and self.last.error is not None:
             raise GptOssError(self.last.error)
         if self.stats and self.last is not None:
@@ -166,22 +164,25 @@ class ChatSession:
         """the conversation so far"""
         for message in self.chat.messages:
             role = type(message).__name__.removesuffix("Message").lower()
-            click.echo(f"{role}: {message.text}", err=True)
+            click.echo(f"{role}: {printable(message.text)}", err=True)
             for call in message.tool_calls if isinstance(message, AssistantMessage) else ():
-                click.echo(f"  -> {call.name}({call.arguments})", err=True)
+                click.echo(f"  -> {call.name}({printable(call.arguments)})", err=True)
 
     def save(self, path: str) -> None:
         """write the conversation to a file"""
         if not path:
             raise InvalidRequestError("/save needs a file name")
-        from mlx_gptoss.registry import write_json
-
-        write_json(Path(path).expanduser(), {"messages": [_record(message) for message in self.chat.messages]})
+        try:
+            write_json(as_folder(path), {"messages": [_record(message) for message in self.chat.messages]})
+        except OSError as error:
+            raise InvalidRequestError("cannot save", got=error.strerror or str(error), where=path) from error
         click.echo(f"saved {path}", err=True)
 
     def open(self, path: str) -> None:
         """go on with a saved conversation"""
-        self.chat.reset(read_conversation(Path(path).expanduser()))
+        if not path:
+            raise InvalidRequestError("/open needs a file name")
+        self.chat.reset(read_conversation(as_folder(path)))
 
 
 def _record(message: Message) -> dict[str, object]:
@@ -201,9 +202,10 @@ def read_conversation(path: Path) -> list[Message]:
                 values["tool_calls"] = tuple(ToolCall(**call) for call in values["tool_calls"])
                 values["token_ids"] = tuple(values["token_ids"]) if values["token_ids"] is not None else None
             messages.append(kind(**values))
+            check_message(messages[-1])
     except OSError as error:
         raise InvalidRequestError("cannot read the conversation", got=error.strerror, where=str(path)) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, GptOssError) as error:
         raise InvalidRequestError("not a saved conversation", got=str(error)[:120], where=str(path)) from error
     return messages
 

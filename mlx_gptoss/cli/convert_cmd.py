@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_gptoss.cli.progress import byte_progress
+from mlx_gptoss.cli.tables import wide_console
 from mlx_gptoss.folder import read_manifest
 
 _PRECISIONS = ["source", "bf16", "f32", "mxfp8", "q8", "q6", "q4"]
@@ -101,7 +102,7 @@ def export(model: str, target: Path, overwrite: bool) -> None:
             "everything else is byte-equal",
             err=True,
         )
-    click.echo(f"{target}: {exported.tensors} tensors, {exported.nbytes / 1e9:.2f} GB in {len(exported.files)} files")
+    click.echo(f"{target}: {exported.tensors} tensors, {exported.nbytes / 1e9:.2f} GB in {_files(len(exported.files))}")
 
 
 def _folder(model: str) -> Path:
@@ -125,7 +126,7 @@ def show_folder(folder: Path, *, as_json: bool = False, console: Console | None 
         click.echo(json.dumps({"folder": str(folder), "parts": parts, **manifest.to_dict()}, indent=1))
         return
     config = summary.config
-    console = console if console is not None else Console()
+    console = console if console is not None else wide_console()
     console.print(f"[bold]{folder}[/bold]", highlight=False)
     revision = f" at {manifest.source.revision}" if manifest.source.revision else ""
     console.print(
@@ -133,7 +134,7 @@ def show_folder(folder: Path, *, as_json: bool = False, console: Console | None 
     )
     console.print(
         f"{config.num_layers} layers, hidden {config.hidden_size}, {config.num_experts} experts "
-        f"({config.experts_per_token} a token), {len(manifest.tensors)} tensors in {len(manifest.files)} files",
+        f"({config.experts_per_token} a token), {len(manifest.tensors)} tensors in {_files(len(manifest.files))}",
         highlight=False,
     )
     table = Table("part", "format", box=None, header_style="bold")
@@ -154,6 +155,10 @@ def show_tensors(folder: Path) -> None:
     for t in tensors:
         shape = "x".join(map(str, t.shape))
         click.echo(f"{t.name:{width}} {t.dtype:4} {shape:20} {t.nbytes:>12} {t.file}:{t.offset} {t.sha256}")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def _size(count: int) -> str:

@@ -9,6 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from mlx_gptoss.cli.tables import wide_console
+
 if TYPE_CHECKING:
     from mlx_gptoss.doctor import Diagnosis
 
@@ -36,7 +38,7 @@ def doctor(model: str | None, backend: str, kernels: tuple[str, ...], as_json: b
     if as_json:
         click.echo(json.dumps(diagnosis.to_dict()))
     else:
-        show(diagnosis, Console())
+        show(diagnosis, wide_console())
     if not diagnosis.healthy:
         raise SystemExit(EXIT_UNHEALTHY)
 

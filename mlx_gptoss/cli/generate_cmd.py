@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from mlx_gptoss.cli.loading import load
-from mlx_gptoss.cli.options import generation_options, read_stdin, read_text, response_format_from, sampling_from
+from mlx_gptoss.cli.options import (
+    argument_text,
+    generation_options,
+    read_stdin,
+    read_text,
+    response_format_from,
+    sampling_from,
+)
 from mlx_gptoss.cli.terminal import Printer, completion_json, show_all, stats_line
 from mlx_gptoss.errors import GptOssError, InvalidRequestError
 from mlx_gptoss.messages import Message, SystemMessage, UserMessage
@@ -17,7 +24,7 @@ from mlx_gptoss.request import ChatRequest
 
 def gather_prompt(words: tuple[str, ...], files: tuple[str, ...]) -> str:
     """The prompt from arguments, files and stdin: arguments first, then each file. Empty is an error."""
-    parts = [" ".join(words)] if words and words != ("-",) else []
+    parts = [argument_text(" ".join(words))] if words and words != ("-",) else []
     parts += [read_text(path) for path in files]
     if words == ("-",) or (not parts and not sys.stdin.isatty()):
         parts.append(read_stdin())
@@ -40,7 +47,7 @@ def generate(
 ) -> None:
     """Answer PROMPT (or standard input). The answer goes to stdout, reasoning to stderr."""
     text = gather_prompt(prompt, files)
-    messages: list[Message] = [SystemMessage(options["system"])] if options["system"] else []
+    messages: list[Message] = [SystemMessage(argument_text(options["system"]))] if options["system"] else []
     request = ChatRequest(
         messages=(*messages, UserMessage(text)),
         effort=options["effort"],
@@ -53,8 +60,9 @@ def generate(
             completion = llm.generate(request)
             click.echo(completion_json(completion))
             return
-        with llm.stream(request) as stream:
-            done = show_all(stream, Printer(hide_reasoning=options["hide_reasoning"]))
+        printer = Printer(hide_reasoning=options["hide_reasoning"])
+        with llm.stream(request, on_progress=printer.prompt_read) as stream:
+            done = show_all(stream, printer)
     if done is None:
         return
     if done.error is not None:

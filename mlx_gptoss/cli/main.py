@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from mlx_gptoss import __version__
+from mlx_gptoss.cli.streams import prepare_streams
 from mlx_gptoss.errors import GptOssError
 
 DEBUG_VARIABLE = "MLX_GPTOSS_DEBUG"
@@ -75,25 +76,28 @@ def cli() -> None:
     """Run OpenAI's gpt-oss models on Apple Silicon."""
 
 
+def error_line(error: BaseException) -> str:
+    """What to tell a user about an error, on one line."""
+    if isinstance(error, GptOssError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk ({error.filename or 'output'}). Free some space and try again."
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+    if isinstance(error, MemoryError):
+        return "out of memory. Close other programs, or choose a smaller --context."
+    return (
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
+        f"Please report it; {DEBUG_VARIABLE}=1 shows where it happened."
+    )
+
+
 def report(error: BaseException) -> int:
     """Print the one line for an error on stderr and return the exit code for it."""
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
-    if isinstance(error, GptOssError):
-        message = str(error)
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        message = f"no space left on the disk ({error.filename or 'output'}). Free some space and try again."
-    elif isinstance(error, OSError):
-        message = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
-    elif isinstance(error, MemoryError):
-        message = "out of memory. Close other programs, or choose a smaller --context."
-    else:
-        message = (
-            f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
-            f"Please report it; {DEBUG_VARIABLE}=1 shows where it happened."
-        )
     try:
-        click.echo(f"mlx-gptoss: {message}", err=True)
+        click.echo(f"mlx-gptoss: {error_line(error)}", err=True)
     except OSError:
         return EXIT_ERROR
     return EXIT_ERROR
@@ -110,6 +114,7 @@ def silence_stdout() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `mlx-gptoss` script; exits the process."""
+    prepare_streams()
     options: dict[str, Any] = {"args": arguments, "standalone_mode": False, "prog_name": "mlx-gptoss"}
     try:
         code = cli.main(**options)

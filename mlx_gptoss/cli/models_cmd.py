@@ -6,9 +6,9 @@ import json
 from datetime import UTC, datetime
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from mlx_gptoss.cli.tables import wide_console
 from mlx_gptoss.names import resolve_model
 from mlx_gptoss.registry import Registry
 
@@ -40,7 +40,7 @@ def list_models(as_json: bool) -> None:
         name = f"{model.name} (default)" if model.name == default else model.name
         changed = datetime.fromtimestamp(model.modified, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
         table.add_row(name, f"{model.size_bytes / 1e9:.2f} GB", changed, str(model.path))
-    Console().print(table)
+    wide_console().print(table)
     for alias in registry.aliases():
         click.echo(f"{alias.name} -> {alias.source}")
 

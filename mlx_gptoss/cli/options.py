@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,13 @@ def read_stdin() -> str:
 def read_text(path: str) -> str:
     """A text file, or standard input for `-`, as UTF-8."""
     return read_stdin() if path == "-" else decode_utf8(Path(path).expanduser().read_bytes(), path)
+
+
+def argument_text(argument: str) -> str:
+    """An argument as the UTF-8 that it was typed in, also where the locale has another idea of it."""
+    if argument.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in argument):
+        return argument
+    return decode_utf8(os.fsencode(argument), "an argument")
 
 
 def decode_utf8(data: bytes, where: str) -> str:

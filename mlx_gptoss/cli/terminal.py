@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import IO
 
@@ -13,6 +13,14 @@ import click
 from mlx_gptoss.events import Done, Event, PreambleDelta, ReasoningDelta, TextDelta, ToolCallEnd
 from mlx_gptoss.stream import Completion
 
+LONG_PROMPT = 1000
+"""Tokens from which on reading a prompt is worth a word."""
+_ERASE = "\r\x1b[2K"
+_CUT_OFF: Mapping[str, str] = {
+    "length": "cut off: --max-tokens or the context is used up",
+    "repetition": "stopped: the model was repeating itself",
+    "timeout": "stopped: out of time",
+}
 _CONTROL = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127))
 
 
@@ -32,9 +40,24 @@ class Printer:
         self.out = out if out is not None else sys.stdout
         self.err = err if err is not None else sys.stderr
         self._open: str | None = None
+        self._reading = False
         self._same_terminal = self.out.isatty() and self.err.isatty()
 
+    def prompt_read(self, done: int, total: int) -> None:
+        """Show how much of a long prompt has been read, on a line of a terminal that goes when the answer begins. The
+        engine's thread may call this."""
+        if self.err.isatty() and total >= LONG_PROMPT and 0 < done < total:
+            self._reading = True
+            click.secho(f"\rprompt {100 * done // total}%", dim=True, nl=False, file=self.err)
+            self.err.flush()
+
+    def _forget_progress(self) -> None:
+        if self._reading:
+            self._reading = False
+            click.echo(_ERASE, nl=False, file=self.err)
+
     def _section(self, name: str) -> None:
+        self._forget_progress()
         if self._open is not None and self._open != name:
             stream = self.out if self._open == "text" else self.err
             click.echo("", file=stream)
@@ -66,6 +89,7 @@ class Printer:
 
     def finish(self) -> None:
         """End the last line."""
+        self._forget_progress()
         if self._open is not None:
             click.echo("", file=self.out if self._open == "text" else self.err)
             self._open = None
@@ -74,12 +98,16 @@ class Printer:
 def show_all(events: Iterable[Event], printer: Printer) -> Done | None:
     """Print every event; the closing one comes back."""
     done: Done | None = None
-    for event in events:
-        if isinstance(event, Done):
-            done = event
-        else:
-            printer.show(event)
-    printer.finish()
+    try:
+        for event in events:
+            if isinstance(event, Done):
+                done = event
+            else:
+                printer.show(event)
+    finally:
+        printer.finish()
+    if done is not None and done.finish_reason in _CUT_OFF:
+        click.secho(f"({_CUT_OFF[done.finish_reason]})", dim=True, file=printer.err)
     return done
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 from mlx_gptoss.errors import InvalidRequestError
@@ -38,14 +39,17 @@ class EngineOptions:
             ("spill_bytes", 0),
             ("snapshot_gap", 1),
         ):
-            if getattr(self, name) < low:
-                raise InvalidRequestError(
-                    f"{name} is out of range", param=name, expected=f">= {low}", got=str(getattr(self, name))
-                )
+            value = getattr(self, name)
+            if not _is_whole(value) or value < low:
+                raise InvalidRequestError(f"{name} is out of range", param=name, expected=f">= {low}", got=repr(value))
         for name in ("prefill_chunk", "context"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidRequestError(f"{name} is out of range", param=name, expected=">= 1", got=str(value))
+            if value is not None and (not _is_whole(value) or value < 1):
+                raise InvalidRequestError(f"{name} is out of range", param=name, expected=">= 1", got=repr(value))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)

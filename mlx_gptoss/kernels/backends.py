@@ -25,7 +25,8 @@ def backend_named(name: str) -> Backend:
         return StockBackend()
     found = default_backend()
     if name not in ("auto", found.name):
-        raise KernelError("this machine does not have that back end", expected=f"auto, stock or {found.name}", got=name)
+        here = " or ".join(dict.fromkeys(("auto", "stock", found.name)))
+        raise KernelError("this machine does not have that back end", expected=here, got=name)
     return found
 
 

@@ -37,6 +37,14 @@ def json_schema_of(annotation: Any) -> dict[str, Any]:
     return {}
 
 
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionTool:
     """A callable and the Tool that describes it to the model."""
@@ -59,7 +67,7 @@ class FunctionTool:
             schema = json_schema_of(hints.get(parameter.name, str))
             if parameter.default is parameter.empty:
                 required.append(parameter.name)
-            elif parameter.default is not None:
+            elif parameter.default is not None and _is_json(parameter.default):
                 schema = schema | {"default": parameter.default}
             properties[parameter.name] = schema
         parameters = {"type": "object", "properties": properties, "required": required} if properties else None
@@ -83,7 +91,7 @@ class FunctionTool:
             sys.modules[specification.name] = module
             try:
                 specification.loader.exec_module(module)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise InvalidRequestError(
                     "the tool file does not run", param="tool", got=str(error), where=location
                 ) from error
@@ -92,7 +100,7 @@ class FunctionTool:
                 module = importlib.import_module(location)
             except ImportError as error:
                 raise InvalidRequestError("no such tool module", param="tool", got=location) from error
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise InvalidRequestError(
                     "the tool module does not run", param="tool", got=str(error), where=location
                 ) from error
@@ -112,7 +120,12 @@ class ToolBox:
     """Tools by name, and the one place where a call is run. A failing call is an answer to the model, not an error."""
 
     def __init__(self, tools: Iterable[FunctionTool] = ()) -> None:
-        self._tools = {item.tool.name: item for item in tools}
+        """Raises InvalidRequestError when two tools have one name."""
+        self._tools: dict[str, FunctionTool] = {}
+        for item in tools:
+            if item.tool.name in self._tools:
+                raise InvalidRequestError("two tools have the same name", param="tool", got=repr(item.tool.name))
+            self._tools[item.tool.name] = item
 
     def __bool__(self) -> bool:
         return bool(self._tools)
@@ -135,7 +148,7 @@ class ToolBox:
             return json.dumps({"error": f"unknown tool {call.name}; known: {', '.join(self._tools) or 'none'}"})
         try:
             arguments = json.loads(call.arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return json.dumps({"error": f"arguments are not JSON: {error}"})
         if not isinstance(arguments, dict):
             return json.dumps({"error": "arguments are not a JSON object"})
@@ -145,11 +158,11 @@ class ToolBox:
             return json.dumps({"error": str(error)})
         try:
             value = item.function(**arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return json.dumps({"error": f"{type(error).__name__}: {error}"})
         if isinstance(value, str):
             return value
         try:
             return json.dumps(value, ensure_ascii=False, default=str)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return str(value)

@@ -144,3 +144,61 @@ def test_tools_by_name_and_by_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def shout(text: str) -> str:\n    return text.upper()\n")
     box = chat_cmd.tool_box(("calculate", f"{tmp_path / 'mine.py'}:shout"))
     assert [tool.name for tool in box.tools] == ["calculate", "shout"]
+
+
+def test_what_a_tool_says_cannot_drive_the_terminal(llm: GptOss, capsys: pytest.CaptureFixture[str]) -> None:
+    def get_weather(city: str) -> str:
+        """The weather in a city."""
+        return f"{city}: \x1b[2J18 C"
+
+    box = ToolBox([FunctionTool.of(get_weather)])
+    session = ChatSession(llm.chat(tools=box.tools), box)
+    session.handle("weather?")
+    session.handle("/history")
+    assert "\x1b[2J" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "record", ['{"role": "user", "text": 3}', '{"role": "assistant", "tool_calls": "x"}', '"user"', "3"]
+)
+def test_a_saved_conversation_of_wrong_types_is_refused(record: str, session: ChatSession, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(f'{{"messages": [{record}]}}')
+    with pytest.raises(InvalidRequestError, match="not a saved conversation"):
+        session.handle(f"/open {path}")
+
+
+@pytest.mark.parametrize("line", ["/save /dev/null/x", "/save ~nobody-there/x", "/open /dev/null/x", "/open", "/save"])
+def test_a_place_that_cannot_be_used_is_one_clear_error(line: str, session: ChatSession) -> None:
+    with pytest.raises(GptOssError):
+        session.handle(line)
+
+
+class Broken(ChatSession):
+    """Fails at every line in the way it is told."""
+
+    error: BaseException
+
+    def handle(self, line: str) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(28, "No space left"), KeyboardInterrupt()])
+def test_whatever_breaks_a_turn_leaves_the_conversation_open(
+    error: BaseException, session: ChatSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Broken(session.chat, session.tools)
+    broken.error = error
+    chat_cmd._loop(broken, iter(["a", "b"]), interactive=True)
+    assert len(capsys.readouterr().err.strip().splitlines()) in (2, 3)
+    with pytest.raises(type(error)):
+        chat_cmd._loop(broken, iter(["a", "b"]), interactive=False)
+
+
+def test_what_was_typed_is_remembered_for_its_writer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_GPTOSS_HOME", str(tmp_path / "home"))
+    path = chat_cmd._history_file()
+    assert path is not None
+    assert Path(path).stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("MLX_GPTOSS_HOME", "/dev/null/home")
+    assert chat_cmd._history_file() is None

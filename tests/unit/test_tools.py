@@ -107,3 +107,34 @@ def test_calculate(expression: str, value: str) -> None:
 def test_calculate_refuses_what_is_not_arithmetic(expression: str) -> None:
     with pytest.raises((ValueError, SyntaxError)):
         calculate(expression)
+
+
+def test_a_function_that_leaves_the_program_is_an_answer_to_the_model() -> None:
+    def leave() -> None:
+        raise SystemExit(3)
+
+    box = ToolBox([FunctionTool.of(leave)])
+    assert "SystemExit" in box.run(ToolCall("1", "leave", "")).text
+    assert "error" in box.run(ToolCall("1", "leave", "[" * 100_000)).text
+
+
+def test_a_default_that_is_no_json_is_left_out() -> None:
+    def draw(shape: str = "circle", pen: object = object(), width: float = float("nan")) -> None: ...
+
+    parameters = FunctionTool.of(draw).tool.parameters
+    assert parameters is not None
+    assert [name for name, schema in parameters["properties"].items() if "default" in schema] == ["shape"]
+    json.dumps(parameters)
+
+
+def test_two_tools_of_one_name_are_refused() -> None:
+    def twice() -> None: ...
+
+    with pytest.raises(InvalidRequestError, match="same name"):
+        ToolBox([FunctionTool.of(twice), FunctionTool.of(twice)])
+
+
+def test_a_tool_file_that_leaves_the_program_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "tool.py").write_text("raise SystemExit(0)")
+    with pytest.raises(InvalidRequestError, match="does not run"):
+        FunctionTool.load(f"{tmp_path / 'tool.py'}:x")
