@@ -104,8 +104,8 @@ def translate(
 
     The text follows metal/cuda_shim.h. Raises KernelError for an array type or built-in that CUDA text cannot name.
     """
-    # Without __restrict__: of loads through restricted pointers the assembler knows that nothing writes there, and moves
-    # each down to its first use. A simdgroup_barrier behind them could then no longer hold a kernel's loads together.
+    # Without __restrict__: loads through restricted pointers are known to be of what nobody writes, and the assembler
+    # moves each down to its first use. A simdgroup_barrier behind them could no longer hold a kernel's loads together.
     parameters: list[str] = []
     arguments: list[str] = []
     entry_parameters: list[str] = []

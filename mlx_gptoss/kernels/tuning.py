@@ -56,8 +56,8 @@ class Tuning:
     """All tuning constants of the decode kernels for one GPU family.
 
     Up to `merge_in_out` parts of a full layer's attention are merged inside the output projection, where every
-    threadgroup reads them all; more by a launch of its own (1: always). `truncated_draws`: top-k, top-p and min-p run on
-    the kernels too, not on MLX's sort.
+    threadgroup reads them all; more by a launch of its own (1: always). `truncated_draws`: top-k, top-p and min-p run
+    on the kernels too, not on MLX's sort.
     """
 
     qkv: Rows = field(default_factory=lambda: Rows(2, 8, 4))
