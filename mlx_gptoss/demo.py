@@ -69,6 +69,11 @@ def demo_revision() -> str:
     return hashlib.sha256(named.encode()).hexdigest()[:40]
 
 
+def demo_bytes() -> int:
+    """Bytes of the unpacked checkpoint."""
+    return sum(file.size for file in _described().values())
+
+
 def _described() -> Mapping[str, _File]:
     """Names, sizes and hashes of the files in the archive, in the order they are packed."""
     path = demo_archive().with_name("demo.json")

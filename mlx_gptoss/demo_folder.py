@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Final
 
-from mlx_gptoss.demo import demo_revision, unpack_demo
-from mlx_gptoss.errors import CheckpointError, GptOssError
+from mlx_gptoss.demo import demo_bytes, demo_revision, unpack_demo
+from mlx_gptoss.errors import CheckpointError, GptOssError, InsufficientDiskError
 from mlx_gptoss.folder import is_model_folder, read_manifest
 from mlx_gptoss.names import DEMO, Progress, convert_source
 from mlx_gptoss.registry import Registry
 from mlx_gptoss.turn_lock import turn_lock
 
+_MARGIN_BYTES: Final = 16 << 20
 _LOG = logging.getLogger(__name__)
 
 
@@ -40,6 +42,7 @@ def demo_folder(registry: Registry, progress: Progress | None = None) -> Path:
 def _install(folder: Path, revision: str, registry: Registry, progress: Progress | None) -> None:
     fresh, old = folder.with_name(f".{DEMO}.new"), folder.with_name(f".{DEMO}.old")
     if _revision_of(fresh) != revision:
+        _check_disk(folder, registry.download_folder(DEMO))
         source = unpack_demo(registry.download_folder(DEMO))
         convert_source(source, fresh, progress=progress, revision=revision, overwrite=True)
     try:
@@ -53,6 +56,23 @@ def _install(folder: Path, revision: str, registry: Registry, progress: Progress
         ) from error
     for rest in (old, registry.download_folder(DEMO)):
         shutil.rmtree(rest, ignore_errors=True)
+
+
+def _check_disk(folder: Path, unpacked: Path) -> None:
+    """Refuse before the first byte what cannot be unpacked and converted. Raises InsufficientDiskError."""
+    probe = folder
+    while not probe.exists():
+        probe = probe.parent
+    there = sum(path.stat().st_size for path in unpacked.iterdir()) if unpacked.is_dir() else 0
+    needed, free = 2 * demo_bytes() - there + _MARGIN_BYTES, shutil.disk_usage(probe).free
+    if free < needed:
+        raise InsufficientDiskError(
+            "not enough disk space for the demo",
+            expected=f"{needed / 1e9:.2f} GB free while it is made",
+            got=f"{free / 1e9:.2f} GB",
+            where=str(probe),
+            hint="Free some space or set MLX_GPTOSS_HOME to a larger disk.",
+        )
 
 
 def _revision_of(folder: Path) -> str | None:

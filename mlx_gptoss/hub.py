@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from mlx_gptoss import __version__
+from mlx_gptoss.download import Downloader, RefusedError, part_of
 from mlx_gptoss.errors import ConfigError, DownloadError, GptOssError, InsufficientDiskError
 from mlx_gptoss.registry import Registry, canonical_name
+from mlx_gptoss.turn_lock import turn_lock
 
 WANTED = (
     "config.json",
@@ -24,6 +26,7 @@ WANTED = (
 )
 # A conversion writes as many bytes as it reads; the margin covers headers, padding and the journal.
 DISK_MARGIN_BYTES = 64 << 20
+_LONGEST_PULL_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +68,18 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
+def _needs_permission(name: str) -> DownloadError:
+    return DownloadError(
+        f"{name} needs permission",
+        hint=f"Accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`.",
+    )
+
+
 def _download_error(name: str, error: Exception) -> DownloadError:
     from huggingface_hub import errors as hub_errors
 
     if isinstance(error, hub_errors.GatedRepoError):
-        return DownloadError(
-            f"{name} needs permission",
-            hint=f"Accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`.",
-        )
+        return _needs_permission(name)
     if isinstance(error, hub_errors.RevisionNotFoundError):
         return DownloadError(f"{name} has no such revision", hint="Leave --revision out for the newest.")
     if isinstance(error, hub_errors.RepositoryNotFoundError):
@@ -104,6 +111,9 @@ def look_up(name: str, *, revision: str | None = None, endpoint: str | None = No
         for sibling in info.siblings or ()
         if "/" not in sibling.rfilename and any(fnmatch.fnmatch(sibling.rfilename, pattern) for pattern in WANTED)
     )
+    untold = [sibling.rfilename for sibling in info.siblings or () if sibling.size is None]
+    if any(file.name in untold for file in files):
+        raise DownloadError(f"the hub does not say how large the files of {repository} are", got=", ".join(untold[:5]))
     if not any(file.name == "config.json" for file in files) or not any(
         file.name.endswith(".safetensors") for file in files
     ):
@@ -118,7 +128,8 @@ def look_up(name: str, *, revision: str | None = None, endpoint: str | None = No
 def check_disk(model: RemoteModel, registry: Registry) -> None:
     """Refuse before the first byte when the disk cannot hold the download and the model folder together."""
     staging = registry.download_folder(model.name)
-    present = sum(min(_size(staging / file.name), file.size) for file in model.files)
+    places = ((file, staging / file.name) for file in model.files)
+    present = sum(min(max(_size(place), _size(part_of(place))), file.size) for file, place in places)
     needed = 2 * model.size_bytes - present + DISK_MARGIN_BYTES
     probe = registry.home
     while not probe.exists():
@@ -142,64 +153,41 @@ def _size(path: Path) -> int:
 
 
 def download(
-    model: RemoteModel, registry: Registry, *, endpoint: str | None = None, progress: Progress | None = None
+    model: RemoteModel,
+    registry: Registry,
+    *,
+    endpoint: str | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Download what is missing into the staging folder; an interrupted download resumes. Returns the folder."""
-    from huggingface_hub import hf_hub_download
-    from tqdm.auto import tqdm
+    """Download what is missing into the staging folder; what was interrupted resumes. Returns the folder.
+
+    Raises DownloadError and InsufficientDiskError.
+    """
+    from huggingface_hub import get_token, hf_hub_url
 
     staging = registry.download_folder(model.name)
     staging.mkdir(parents=True, exist_ok=True)
     finished = 0
+    token = get_token()
+    headers = {"User-Agent": f"mlx-gptoss/{__version__}"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    with Downloader(headers) as downloader:
+        for file in sorted(model.files, key=lambda item: item.size):
 
-    class Reporter(tqdm):  # type: ignore[type-arg, misc, unused-ignore]  # generic in its stubs only
-        """Carries the hub library's byte counts to our progress callback; draws nothing itself."""
+            def arrived(here: int, before: int = finished, name: str = file.name) -> None:
+                if progress is not None:
+                    progress(PullProgress("download", before + here, model.size_bytes, name))
 
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            options.pop("name", None)
-            options["disable"] = True
-            self._bytes = int(options.get("initial") or 0)
-            super().__init__(*arguments, **options)
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self._bytes += int(n or 0)
-            if progress is not None:
-                progress(PullProgress("download", finished + self._bytes, model.size_bytes, current))
-            return bool(super().update(n))
-
-    for file in sorted(model.files, key=lambda item: item.size):
-        current = file.name
-        try:
-            path = hf_hub_download(
-                model.name,
-                file.name,
-                revision=model.commit,
-                local_dir=staging,
-                endpoint=endpoint,
-                tqdm_class=Reporter,
-            )
-        except OSError as error:
-            if error.errno is not None and error.errno == 28:
-                raise InsufficientDiskError(
-                    f"the disk filled up while downloading {file.name}",
-                    where=str(staging),
-                    hint="Free some space and run the same command again: it resumes.",
-                ) from error
-            raise _download_error(model.name, error) from error
-        except Exception as error:
-            raise _download_error(model.name, error) from error
-        got = _size(Path(path))
-        if file.size and got != file.size:
-            Path(path).unlink(missing_ok=True)
-            raise DownloadError(
-                f"{file.name} arrived incomplete",
-                expected=f"{file.size} bytes",
-                got=f"{got} bytes",
-                hint="Run the same command again.",
-            )
-        finished += got
-        if progress is not None:
-            progress(PullProgress("download", finished, model.size_bytes, current))
+            target = staging / file.name
+            if _size(target) != file.size or not target.is_file():
+                url = hf_hub_url(model.name, file.name, revision=model.commit, endpoint=endpoint)
+                try:
+                    downloader.fetch(url, target, size=file.size, sha256=file.digest, progress=arrived)
+                except RefusedError as error:
+                    if error.code == "GatedRepo" or error.status in (401, 403):
+                        raise _needs_permission(model.name) from error
+                    raise
+            finished += file.size
+            arrived(0, finished)
     return staging
 
 
@@ -227,11 +215,25 @@ def pull(
 
     `accept` sees what would be downloaded before the first byte and may refuse by raising. `precision` goes to
     the converter (keys `attention`, `embedding`, `head`). The staged download is deleted once the model folder is
-    complete, unless `keep_download`.
+    complete, unless `keep_download`. While another process pulls the same model, this waits for it.
     """
+    registry = registry if registry is not None else Registry()
+    with turn_lock(registry.lock_file(name), f"pulling {name}", wait_s=_LONGEST_PULL_S):
+        return _pull(name, registry, revision, endpoint, keep_download, progress, precision, accept)
+
+
+def _pull(
+    name: str,
+    registry: Registry,
+    revision: str | None,
+    endpoint: str | None,
+    keep_download: bool,
+    progress: Progress | None,
+    precision: dict[str, str] | None,
+    accept: Callable[[RemoteModel], None] | None,
+) -> Path:
     from mlx_gptoss.names import convert_source
 
-    registry = registry if registry is not None else Registry()
     target = registry.model_folder(name)
     if (target / "manifest.json").is_file() and revision is None and _is_stored_as(target, precision or {}):
         registry.set_default(name)

@@ -41,17 +41,19 @@ class Printer:
         self.err = err if err is not None else sys.stderr
         self._open: str | None = None
         self._reading = False
+        self._read = False
         self._same_terminal = self.out.isatty() and self.err.isatty()
 
     def prompt_read(self, done: int, total: int) -> None:
         """Show how much of a long prompt has been read, on a line of a terminal that goes when the answer begins. The
         engine's thread may call this."""
-        if self.err.isatty() and total >= LONG_PROMPT and 0 < done < total:
+        if not self._read and self.err.isatty() and total >= LONG_PROMPT and 0 < done < total:
             self._reading = True
             click.secho(f"\rprompt {100 * done // total}%", dim=True, nl=False, file=self.err)
             self.err.flush()
 
     def _forget_progress(self) -> None:
+        self._read = True
         if self._reading:
             self._reading = False
             click.echo(_ERASE, nl=False, file=self.err)

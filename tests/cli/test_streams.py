@@ -72,6 +72,8 @@ def test_a_long_prompt_shows_its_progress_and_wipes_it() -> None:
     printer.prompt_read(LONG_PROMPT // 4, LONG_PROMPT)
     assert "prompt 25%" in err.getvalue()
     show_all([TextDelta("Yes."), done_with("stop")], printer)
+    printer.prompt_read(LONG_PROMPT // 2, LONG_PROMPT)
+    assert "50%" not in err.getvalue()
     assert err.getvalue().rindex("\x1b[2K") > err.getvalue().rindex("25%")
     assert out.getvalue() == "Yes.\n"
 

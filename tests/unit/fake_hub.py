@@ -24,6 +24,15 @@ class FakeHub:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     bytes_sent: dict[str, int] = field(default_factory=dict)
     cut_after: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, list[int]] = field(default_factory=dict)
+    """Statuses to answer with first, by file."""
+    no_ranges: bool = False
+    wrong_ranges: bool = False
+    damaged: set[str] = field(default_factory=set)
+    elsewhere: bool = False
+    """Files come by way of another host name."""
+    tokens: list[tuple[str, str | None]] = field(default_factory=list)
+    """Host name and authorization of each request for a file."""
     endpoint: str = ""
 
 
@@ -57,10 +66,20 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             parts = path.strip("/").split("/")
             if parts[:2] == ["api", "models"] and len(parts) >= 4:
                 self._model_info("/".join(parts[2:4]))
+            elif len(parts) >= 5 and parts[2] == "resolve" and hub.elsewhere and self._host() == "127.0.0.1":
+                self.send_response(302)
+                self.send_header("Location", hub.endpoint.replace("127.0.0.1", "localhost") + path)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                hub.tokens.append((self._host(), self.headers.get("Authorization")))
             elif len(parts) >= 5 and parts[2] == "resolve":
+                hub.tokens.append((self._host(), self.headers.get("Authorization")))
                 self._file("/".join(parts[:2]), "/".join(parts[4:]))
             else:
                 self._json(404, {"error": "not found"})
+
+        def _host(self) -> str:
+            return (self.headers.get("Host") or "").split(":")[0]
 
         def _model_info(self, name: str) -> None:
             if name not in hub.repositories:
@@ -86,8 +105,13 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self._json(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
                 return
             data = path.read_bytes()
+            if hub.refusals.get(file):
+                self._json(hub.refusals[file].pop(0), {"error": "not now"})
+                return
+            if file in hub.damaged:
+                data = bytes([data[0] ^ 1]) + data[1:]
             start = 0
-            ranged = self.headers.get("Range")
+            ranged = None if hub.no_ranges else self.headers.get("Range")
             if ranged:
                 start = int(ranged.removeprefix("bytes=").split("-")[0])
             body = data[start:]
@@ -99,7 +123,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(body)))
             if ranged:
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+                shift = 1 if hub.wrong_ranges else 0
+                self.send_header("Content-Range", f"bytes {start + shift}-{len(data) - 1}/{len(data)}")
             self.end_headers()
             if self.command == "HEAD":
                 return

@@ -136,6 +136,16 @@ def test_where_it_cannot_be_replaced_the_older_one_answers(
         demo_folder(Registry(registry.home / "elsewhere"))
 
 
+def test_the_disk_is_checked_before_the_first_byte(
+    package: Package, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 300_000_000}))
+    with pytest.raises(InsufficientDiskError, match="GB free"):
+        demo_folder(registry)
+    assert package.unpacked == 0
+    assert not registry.models()
+
+
 def test_a_home_that_cannot_be_written_is_one_clear_error(package: Package, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GptOssError, match="MLX_GPTOSS_HOME"):

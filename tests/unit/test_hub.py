@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,18 +79,146 @@ def test_a_second_pull_asks_nothing(hub: FakeHub, registry: Registry) -> None:
 
 
 def test_an_interrupted_download_resumes(hub: FakeHub, registry: Registry, tmp_path: Path) -> None:
-    # The hub library writes 10 MiB at a time, so only what lies beyond the last whole piece is sent twice.
+    # Pieces of 1 MiB are written, so that what lies beyond the last whole one is sent twice.
     folder = tmp_path / "large"
     write_hf_checkpoint(folder, tiny_config(vocab_size=201_088), seed=3)
     largest = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
-    size, piece = largest.stat().st_size, 10 << 20
-    assert size > 12 << 20
+    size, cut = largest.stat().st_size, (12 << 20) + 1000
+    assert size > cut
     hub.repositories[NAME] = folder
-    hub.cut_after[largest.name] = 12 << 20
+    hub.cut_after[largest.name] = cut
     pull(NAME, registry=registry, endpoint=hub.endpoint)
     assert registry.find(NAME)
-    assert f"bytes={piece}-" in {ranged for _, path, ranged in hub.requests if path.endswith(largest.name)}
-    assert hub.bytes_sent[largest.name] == size + (2 << 20)
+    assert f"bytes={12 << 20}-" in {ranged for _, path, ranged in hub.requests if path.endswith(largest.name)}
+    assert hub.bytes_sent[largest.name] == size + 1000
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_gptoss.download.FIRST_PAUSE_S", 0.0)
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_what_has_arrived_is_kept_for_the_next_command(hub: FakeHub, registry: Registry) -> None:
+    """Also when the program is killed: a part stays a part until it is whole."""
+    largest = max(hub.repositories[NAME].glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    part = registry.download_folder(NAME) / f"{largest.name}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(largest.read_bytes()[:1234])
+    hub.refusals[largest.name] = [503] * 5
+    with pytest.raises(DownloadError, match=r"503.*resumes"):
+        pull(NAME, registry=registry, endpoint=hub.endpoint)
+    assert part.stat().st_size == 1234
+    pull(NAME, registry=registry, endpoint=hub.endpoint)
+    assert hub.bytes_sent[largest.name] == largest.stat().st_size - 1234
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("trouble", ["busy", "no_ranges", "longer_part"])
+def test_trouble_that_passes_costs_nothing(trouble: str, hub: FakeHub, registry: Registry) -> None:
+    largest = max(hub.repositories[NAME].glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    part = registry.download_folder(NAME) / f"{largest.name}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * (largest.stat().st_size + 1) if trouble == "longer_part" else largest.read_bytes()[:100])
+    hub.refusals[largest.name] = [500, 429, 503] if trouble == "busy" else []
+    hub.no_ranges = trouble == "no_ranges"
+    assert (pull(NAME, registry=registry, endpoint=hub.endpoint) / "manifest.json").is_file()
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [("damaged", "arrived damaged"), ("damaged_part", "arrived damaged"), ("wrong_ranges", "another part")],
+)
+def test_wrong_bytes_never_become_a_file(trouble: str, said: str, hub: FakeHub, registry: Registry) -> None:
+    largest = max(hub.repositories[NAME].glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    part = registry.download_folder(NAME) / f"{largest.name}.part"
+    if trouble == "damaged":
+        hub.damaged.add(largest.name)
+    else:
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"x" * 100)
+        hub.wrong_ranges = trouble == "wrong_ranges"
+    with pytest.raises(DownloadError, match=said):
+        pull(NAME, registry=registry, endpoint=hub.endpoint)
+    assert not part.with_suffix("").exists()
+    hub.damaged.clear()
+    hub.wrong_ranges = False
+    if trouble == "wrong_ranges":
+        part.unlink()
+    assert (pull(NAME, registry=registry, endpoint=hub.endpoint) / "manifest.json").is_file()
+
+
+def test_a_token_stays_with_the_host_it_is_for(
+    hub: FakeHub, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.elsewhere = True
+    pull(NAME, registry=registry, endpoint=hub.endpoint)
+    assert {token for host, token in hub.tokens if host == "127.0.0.1"} == {"Bearer hf_secret"}
+    assert {token for host, token in hub.tokens if host == "localhost"} == {None}
+
+
+def test_a_file_that_is_refused_says_so(hub: FakeHub, registry: Registry) -> None:
+    hub.refusals["config.json"] = [410]
+    with pytest.raises(DownloadError, match="410"):
+        pull(NAME, registry=registry, endpoint=hub.endpoint)
+    hub.refusals["config.json"] = [401]
+    with pytest.raises(DownloadError, match="permission"):
+        pull(NAME, registry=registry, endpoint=hub.endpoint)
+
+
+def test_a_disk_that_fills_up_says_so_and_resumes(
+    hub: FakeHub, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_gptoss.download.Downloader._receive", full)
+        with pytest.raises(InsufficientDiskError, match="resumes"):
+            pull(NAME, registry=registry, endpoint=hub.endpoint)
+    assert (pull(NAME, registry=registry, endpoint=hub.endpoint) / "manifest.json").is_file()
+
+
+def test_two_pulls_of_one_model_take_turns(hub: FakeHub, registry: Registry) -> None:
+    pulled: list[Path] = []
+    both = [
+        threading.Thread(target=lambda: pulled.append(pull(NAME, registry=registry, endpoint=hub.endpoint)))
+        for _ in range(2)
+    ]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(60)
+    assert pulled == [registry.model_folder(NAME)] * 2
+    asked = [path for method, path, _ in hub.requests if method == "GET" and path.endswith("config.json")]
+    assert len(asked) == 1
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import mlx_gptoss.download as download
+from mlx_gptoss.hub import pull
+from mlx_gptoss.registry import Registry
+download.PIECE_BYTES = 1000
+def stop(progress):
+    if progress.file.endswith(".safetensors") and progress.completed > 20_000:
+        import os
+        os.kill(os.getpid(), 9)
+pull(sys.argv[1], registry=Registry(Path(sys.argv[2])), endpoint=sys.argv[3], progress=stop)
+"""
+
+
+def test_a_killed_download_resumes(hub: FakeHub, registry: Registry) -> None:
+    command = [sys.executable, "-c", KILLED, NAME, str(registry.home), hub.endpoint]
+    assert subprocess.run(command, check=False, timeout=60).returncode == -9
+    parts = [path.stat().st_size for path in registry.download_folder(NAME).glob("*.part")]
+    assert len(parts) == 1
+    assert parts[0] > 0
+    pull(NAME, registry=registry, endpoint=hub.endpoint)
+    assert f"bytes={parts[0]}-" in {ranged for _, _, ranged in hub.requests}
 
 
 def test_unknown_model(hub: FakeHub, registry: Registry) -> None:
