@@ -197,6 +197,8 @@ class SequenceCache:
     """
 
     def __init__(self, config: ModelConfig, batch: int = 1, dtype: mx.Dtype = mx.bfloat16) -> None:
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise InvalidRequestError("a cache is for one sequence or more", param="batch", got=repr(batch)[:60])
         self.batch = batch
         self.dtype = dtype
         self._offset = 0

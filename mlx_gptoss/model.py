@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_gptoss.cache import SequenceCache
 from mlx_gptoss.config import ModelConfig
@@ -158,7 +159,20 @@ class GptOssModel:
     def _check_ids(self, token_ids: TokenIds) -> mx.array:
         vocab = self.config.vocab_size
         if not isinstance(token_ids, mx.array):
-            rows = [list(row) for row in token_ids]
+            try:
+                rows = [list(row) for row in token_ids]
+            except TypeError:
+                raise InvalidRequestError(
+                    "token ids have the wrong shape",
+                    param="token_ids",
+                    expected="rows of ids, [B, L]",
+                    got=repr(token_ids)[:60],
+                ) from None
+            strange = next((token for row in rows for token in row if not isinstance(token, int | np.integer)), None)
+            if strange is not None:
+                raise InvalidRequestError(
+                    "a token id is no whole number", param="token_ids", expected="integers", got=repr(strange)[:60]
+                )
             if len({len(row) for row in rows}) > 1:
                 raise InvalidRequestError("token id rows differ in length", param="token_ids", expected="[B, L]")
             wrong = next((token for row in rows for token in row if not 0 <= token < vocab), None)
@@ -166,7 +180,7 @@ class GptOssModel:
                 raise InvalidRequestError(
                     "a token id is out of range", param="token_ids", expected=f"0 to {vocab - 1}", got=str(wrong)
                 )
-            token_ids = mx.array(rows, dtype=mx.int32)
+            token_ids = mx.array([[int(token) for token in row] for row in rows], dtype=mx.int32)
         if token_ids.ndim != 2 or token_ids.size == 0 or not mx.issubdtype(token_ids.dtype, mx.integer):
             raise InvalidRequestError(
                 "token ids have the wrong shape",
@@ -179,6 +193,10 @@ class GptOssModel:
     def _check_cache(self, ids: mx.array, cache: SequenceCache | None) -> SequenceCache:
         batch, length = ids.shape
         cache = self.make_cache(batch) if cache is None else cache
+        if not isinstance(cache, SequenceCache):
+            raise InvalidRequestError(
+                "that is no cache", param="cache", expected="what make_cache gives", got=type(cache).__name__
+            )
         self._check_room(cache, batch, length)
         return cache
 

@@ -278,6 +278,11 @@ def test_swiglu_clamps(gate: float, linear: float, expected: float) -> None:
         ([[1, 2], [3]], "differ in length"),
         ([[64]], "out of range.*63.*64"),
         ([[-1]], "out of range"),
+        ([1, 2], "rows of ids"),
+        (None, "rows of ids"),
+        ("hi", "no whole number"),
+        ([["a"]], "no whole number"),
+        ([[1.5]], "no whole number"),
         (mx.array([1, 2]), "shape"),
         (mx.array([[1.0]]), "integers"),
     ],
@@ -286,6 +291,19 @@ def test_bad_ids(ids: Any, message: str) -> None:
     for call in (_model(), lambda ids: _model().prefill(ids, _model().make_cache())):
         with pytest.raises(InvalidRequestError, match=message):
             call(ids)
+
+
+def test_rows_of_numpy_are_welcome() -> None:
+    ids = np.array([[1, 2, 3]])
+    assert mx.array_equal(_model()(ids.tolist()), _model()(ids))  # type: ignore[arg-type]  # rows are sequences too
+
+
+def test_what_is_no_cache_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="no cache"):
+        _model()([[1]], 5)  # type: ignore[arg-type]  # wrong on purpose
+    for batch in (0, -1, 1.5, True):
+        with pytest.raises(InvalidRequestError, match="one sequence"):
+            _model().make_cache(batch)  # type: ignore[arg-type]  # as above
 
 
 def test_cache_of_another_batch_size() -> None:
