@@ -28,12 +28,17 @@ def peer_installed() -> bool:
     return importlib.util.find_spec("mlx_lm") is not None
 
 
-def load_peer(spec: BenchSpec) -> PeerSubject:
-    """mlx-lm's gpt-oss over the spec's weights. Raises InvalidRequestError when mlx-lm is not installed."""
+def check_peer() -> None:
+    """Raises InvalidRequestError when mlx-lm is not installed."""
     if not peer_installed():
         raise InvalidRequestError(
             "mlx-lm is not installed here", param="vs", hint="Install it with `pip install 'mlx-gptoss[bench]'`."
         )
+
+
+def load_peer(spec: BenchSpec) -> PeerSubject:
+    """mlx-lm's gpt-oss over the spec's weights. Raises as `check_peer` does."""
+    check_peer()
     from mlx_lm.models import gpt_oss
 
     config = config_of(spec)

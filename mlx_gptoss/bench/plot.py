@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,18 +10,27 @@ from mlx_gptoss.bench.report import Report, machine_record, model_label
 from mlx_gptoss.bench.spec import Measurement, Phase
 from mlx_gptoss.errors import InvalidRequestError
 
+KINDS = (".png", ".svg", ".pdf")
 
-def plot(report: Report, target: Path) -> None:
-    """Writes a PNG: decode and prefill speed against length, a line for each engine and batch, and the memory ceiling.
 
-    Raises InvalidRequestError without matplotlib.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+def check_plot(target: Path) -> None:
+    """Raises InvalidRequestError when a picture could not be drawn to `target` later: no matplotlib, another kind."""
+    if importlib.util.find_spec("matplotlib") is None:
         raise InvalidRequestError(
             "the plot needs matplotlib", param="plot", hint="Install it with `pip install 'mlx-gptoss[bench]'`."
-        ) from None
+        )
+    if target.suffix.lower() not in KINDS:
+        raise InvalidRequestError("not a picture", param="plot", expected=", ".join(KINDS), got=target.name)
+
+
+def plot(report: Report, target: Path) -> None:
+    """Writes a picture: decode and prefill speed against length, a line for each engine and batch, the memory ceiling.
+
+    Raises InvalidRequestError as `check_plot` does.
+    """
+    check_plot(target)
+    from matplotlib.figure import Figure
+
     phases: list[Phase] = [phase for phase in ("decode", "prefill") if _of(report.measurements, phase)]
     figure = Figure(figsize=(5.5 * max(1, len(phases)), 4.2), layout="constrained")
     figure.suptitle(f"{model_label(report.spec)} on {machine_record()['device']}", fontsize=10)

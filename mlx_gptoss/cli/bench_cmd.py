@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_gptoss.cli.options import check_writable
 from mlx_gptoss.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -81,6 +82,17 @@ def bench(
         raise click.UsageError("--random and --model exclude each other")
     if not prefill and not decode:
         raise InvalidRequestError("there is nothing to measure", hint="Give --prefill or --decode a length.")
+    for path in (plot, output):
+        if path is not None:
+            check_writable(path)
+    if against:
+        from mlx_gptoss.bench.peer import check_peer
+
+        check_peer()
+    if plot is not None:
+        from mlx_gptoss.bench.plot import check_plot
+
+        check_plot(plot)
     spec = BenchSpec(
         folder=None if random is not None else _folder(model),
         random=random,

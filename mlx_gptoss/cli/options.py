@@ -62,6 +62,13 @@ def read_text(path: str) -> str:
     return read_stdin() if path == "-" else decode_utf8(Path(path).expanduser().read_bytes(), path)
 
 
+def check_writable(path: Path) -> None:
+    """Raises InvalidRequestError unless a file can be written there: said before the work, not after it."""
+    folder = path.expanduser().absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise InvalidRequestError("cannot write there", expected="a file in a writable folder", got=str(path))
+
+
 def argument_text(argument: str) -> str:
     """An argument as the UTF-8 that it was typed in, also where the locale has another idea of it."""
     if argument.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in argument):

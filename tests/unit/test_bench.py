@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -306,6 +307,28 @@ def test_impossible_commands_are_refused(arguments: str) -> None:
     result = invoke(*arguments.split())
     assert result.exit_code != 0
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "said"),
+    [
+        (("--plot", "speed.png"), "matplotlib", "needs matplotlib"),
+        (("--plot", "speed.xyz"), "", "not a picture"),
+        (("--plot", "no/such/folder/speed.png"), "", "cannot write there"),
+        (("--output", "no/such/folder/results.json"), "", "cannot write there"),
+        (("--vs", "mlx-lm"), "mlx_lm", "mlx-lm is not installed"),
+    ],
+)
+def test_what_could_not_be_finished_is_not_begun(
+    arguments: tuple[str, ...], missing: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else find(name))
+    monkeypatch.chdir(tmp_path)
+    result = invoke("--random", "tiny", *arguments)
+    assert isinstance(result.exception, InvalidRequestError)
+    assert said in str(result.exception)
+    assert result.output == ""
 
 
 def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
