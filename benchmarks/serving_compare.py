@@ -132,6 +132,8 @@ def _level(
     row = load_row(asyncio.run(run_load(server.address, server.model, load, questions)))
     results.load.setdefault(name, {}).setdefault(streams, []).append(row)
     print(f"{name:11} {streams:3} streams: {json.dumps(row)}", flush=True)
+    if row["failed"]:
+        print(f"{name} says:\n{server.last_words()}", flush=True)
 
 
 def _chat(results: Results, name: str, server: Running, wanted: Comparison, clock: Clock) -> None:

@@ -50,10 +50,13 @@ class Running:
                 return
             except httpx.HTTPError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
-                    with open(self.log, "rb") as log:
-                        words = log.read().decode(errors="replace")[-2000:]
-                    raise NotStartedError(f"the server did not start:\n{words}") from None
+                    raise NotStartedError(f"the server did not start:\n{self.last_words()}") from None
                 time.sleep(0.1)
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        with open(self.log, "rb") as log:
+            return log.read().decode(errors="replace")[-2000:]
 
 
 def ours(model: str, backend: str) -> Command:

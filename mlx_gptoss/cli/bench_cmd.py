@@ -82,6 +82,9 @@ def bench(
         raise click.UsageError("--random and --model exclude each other")
     if not prefill and not decode:
         raise InvalidRequestError("there is nothing to measure", hint="Give --prefill or --decode a length.")
+    from mlx_gptoss.kernels.backends import backend_named
+
+    backend_named(backend)  # refuses one that this machine does not have
     for path in (plot, output):
         if path is not None:
             check_writable(path)

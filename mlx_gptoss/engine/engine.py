@@ -29,11 +29,13 @@ from mlx_gptoss.errors import (
     ContextOverflowError,
     EngineClosedError,
     GptOssError,
+    InsufficientMemoryError,
     InternalError,
     InvalidRequestError,
     QueueFullError,
 )
 from mlx_gptoss.events import FinishReason, Timings, Usage
+from mlx_gptoss.kernels.watched import out_of_memory
 from mlx_gptoss.plan.footprint import kv_bytes
 from mlx_gptoss.plan.planner import WORKSPACE_BYTES
 
@@ -190,6 +192,10 @@ class Engine:
         try:
             model = load()
             scheduler = self._set_up(model)
+        except RuntimeError as error:
+            # What MLX raises. Its frames hold the weights loaded so far, and must not outlive the attempt.
+            self._loaded.set_exception(_load_error(error))
+            return
         except BaseException as error:
             self._loaded.set_exception(error)
             return
@@ -326,6 +332,16 @@ def _finish_unstarted(generation: Generation, reason: FinishReason, error: GptOs
             error,
         )
     )
+
+
+def _load_error(error: RuntimeError) -> GptOssError:
+    if out_of_memory(error):
+        return InsufficientMemoryError(
+            "the device has no room for the model",
+            got=str(error),
+            hint="Close what else uses the device, or choose a smaller precision: see `mlx-gptoss plan`.",
+        )
+    return InternalError("the model could not be loaded", got=f"{type(error).__name__}: {error}")
 
 
 def _work(jobs: list[Callable[[], None]], done: threading.Event) -> None:

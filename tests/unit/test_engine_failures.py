@@ -17,6 +17,7 @@ from mlx_gptoss.engine.constraint import Mask
 from mlx_gptoss.errors import (
     ContextOverflowError,
     EngineClosedError,
+    InsufficientMemoryError,
     InternalError,
     InvalidRequestError,
 )
@@ -259,3 +260,18 @@ def test_closing_does_not_wait_for_a_thread_that_stays(monkeypatch: pytest.Monke
     gc.collect()
     assert thread.is_alive()
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        ("[malloc] Unable to allocate 1 bytes.", InsufficientMemoryError, "no room for the model"),
+        ("There is no Stream(gpu, 0) in current thread.", InternalError, "could not be loaded.*no Stream"),
+    ],
+)
+def test_what_mlx_says_when_a_model_does_not_load_is_passed_on(said: str, kind: type[Exception], words: str) -> None:
+    def load() -> FakeModel:
+        raise RuntimeError(said)
+
+    with pytest.raises(kind, match=words):
+        Engine(load, EngineOptions())
