@@ -78,10 +78,10 @@ def compare(wanted: Comparison) -> Results:
     setting = {name: getattr(wanted, name) for name in ("max_tokens", "prompt_tokens", "history", "rounds", "level_s")}
     results = Results(wanted.title, machine_record(), setting)
     with ExitStack() as stack:
-        # Both load at once; the one that is not asked waits without using the device.
-        servers = {name: stack.enter_context(started(command)) for name, command in wanted.servers.items()}
+        # One after the other: two models that load at once may need more memory together than they do loaded.
         ready = {}
-        for name, server in servers.items():
+        for name, command in wanted.servers.items():
+            server = stack.enter_context(started(command))
             try:
                 _warm(server, wanted, clock)
             except (NotStartedError, httpx.HTTPError, TimeoutError) as problem:

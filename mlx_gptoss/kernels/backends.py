@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import mlx.core as mx
 
 from mlx_gptoss.errors import KernelError
@@ -9,12 +11,18 @@ from mlx_gptoss.kernels.backend import Backend, MetalBackend, StockBackend
 from mlx_gptoss.kernels.cuda import CudaBackend
 from mlx_gptoss.kernels.tuning import family_of
 
+_ONE_GRAPH_A_STEP = {"MLX_MAX_OPS_PER_BUFFER": "400", "MLX_MAX_MB_PER_BUFFER": "1000000000"}
+"""MLX's CUDA build cuts its work into graphs, and waits between them: a whole decode step is to be one. It reads these
+when a thread first uses the GPU; what the user has set stays."""
+
 
 def default_backend() -> Backend:
     """The kernels' back end on this machine: metal, cuda, or stock where MLX has no GPU."""
     if mx.metal.is_available():
         return MetalBackend(family_of(_device("device_name")))
     if cuda_available():
+        for name, value in _ONE_GRAPH_A_STEP.items():
+            os.environ.setdefault(name, value)
         return CudaBackend(_device("architecture"), family_of(_device("device_name")))
     return StockBackend()
 
