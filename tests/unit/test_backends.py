@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import mlx.core as mx
 import pytest
 
 from mlx_gptoss.kernels import backends
@@ -11,6 +12,7 @@ from mlx_gptoss.kernels import backends
 
 @pytest.fixture
 def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     monkeypatch.setattr(backends, "cuda_available", lambda: True)
     monkeypatch.setattr(backends, "_device", lambda key: "sm_90" if key == "architecture" else "NVIDIA H100")
 
