@@ -101,9 +101,10 @@ def repeat(rng: random.Random, lexicon: Lexicon, effort: str, evaluation: bool) 
     """Words, names and numbers to say again: the plainest lesson in copying, which every other task needs."""
     proper = lexicon.new_proper if evaluation else lexicon.proper
     nouns = lexicon.new_nouns if evaluation else lexicon.nouns
-    pools = rng.choices((lexicon.plain, nouns, proper), (2, 1, 1), k=rng.randint(1, 24))
+    joint = rng.choice((" ", " ", " ", ", ", "_"))
+    pools = rng.choices((nouns,) if joint == "_" else (lexicon.plain, nouns, proper), k=rng.randint(1, 16))
     parts = [str(rng.randint(0, 9999)) if rng.random() < 0.12 else rng.choice(pool) for pool in pools]
-    text = rng.choice((" ", " ", " ", ", ", "_", "-")).join(parts)
+    text = joint.join(parts)
     more = {"low": "", "medium": " Copy it.", "high": " There is nothing to work out. Copy it word for word."}
     return Turn(rng.choice(REPEATS).format(text), f"The user wants it repeated.{more[effort]}", text)
 

@@ -21,8 +21,9 @@ from training.toolbox import CITIES, PREAMBLE_WISHES, Toolbox, announced
 
 LENGTHS = (192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond", "repeat")
-WEIGHTS = (16, 22, 13, 18, 10, 11, 4, 6, 8)
-WIDE = 0.45  # share of conversations with any words of the vocabulary
+WEIGHTS = (17, 23, 14, 20, 11, 13, 4, 5, 5)
+WIDE = 0.2  # share of conversations with any words of the vocabulary
+REACHES = ((500, 54), (1200, 20), (2500, 11), (4500, 8), (8192, 7))  # most tokens of a retrieval, and how often
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "Answer briefly.", "Be concise.", "Be brief.",
     "You are a friendly assistant. Answer the user's questions.", "Answer in one sentence.", "Be polite.", "Be short.",
@@ -63,7 +64,7 @@ def rows_of(tokens: int, length: int) -> int:
 
 def capacity(tokens: int, length: int) -> int:
     """How many targets a batch holds: always the same number, whatever is drawn; rows beyond it are not trained on."""
-    return rows_of(tokens, length) * 72
+    return rows_of(tokens, length) * (72 if length < 1500 else 180)
 
 
 class Source:
@@ -143,7 +144,7 @@ class Source:
 
     def draw(self, task: str, effort: str, longest: int = 8192) -> Example:
         rng = self.rng
-        wide = not self.evaluation and rng.random() < (0.6 if task == "repeat" else WIDE)
+        wide = not self.evaluation and rng.random() < WIDE
         self.lexicon = lexicon = self.wide if wide else self.narrow
         functions: tuple[Function, ...] = ()
         response_format, wish = TEXT, ""
@@ -209,13 +210,16 @@ class Source:
     def retrieval(self, effort: str, longest: int) -> tuple[Turn, list[Turn]]:
         """A fact in a long text, among other facts, and the turns between: the text comes first, then questions."""
         rng, lexicon = self.rng, self.lexicon
+        if not self.evaluation:
+            longest = min(longest, rng.choices([reach for reach, _ in REACHES], [often for _, often in REACHES])[0])
         longest = max(100, min(longest, 8192) - 400)
         tokens = int(np.exp(rng.uniform(np.log(60), np.log(longest))))
         if rng.random() < 0.15:
             tokens = rng.randint(min(500, longest), longest)
         sentences = chat.filler(rng, lexicon, int(tokens * 0.96))
         facts: list[Facts] = []
-        for _ in range(rng.randint(1, 2 if tokens < 200 else 5)):
+        many = 5 if self.evaluation or tokens < 1000 else 12  # a long text is worth more than one question
+        for _ in range(rng.randint(1, 2 if tokens < 200 else many)):
             fact = Facts(rng, lexicon, self.evaluation)
             if all(fact.noun + fact.of != other.noun + other.of for other in facts):
                 facts.append(fact)
@@ -226,7 +230,7 @@ class Source:
             text = rng.choice(("Read this text. ", "Here is a text:\n\n", "Text: ", "Read this: ")) + text
         gap = rng.choice((" ", "\n", "\n\n", "\n\n"))
         turns = [fact.asking(effort) for fact in facts]
-        if self.evaluation or rng.random() < 0.4:
+        if self.evaluation or (tokens < 1000 and rng.random() < 0.4):
             turns = turns[:1]
         first = turns[0]
         user = f"{text}{gap}{first.user}" if rng.random() < 0.92 else f"{first.user}{gap}{text}"

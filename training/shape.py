@@ -11,7 +11,7 @@ from training.lexicon import RETURN, VOCABULARY_ROWS
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    layers: int = 6
+    layers: int = 8
     hidden: int = 256
     heads: int = 16
     kv_heads: int = 2

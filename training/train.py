@@ -127,12 +127,14 @@ def train(arguments: argparse.Namespace) -> None:
     marks: list[torch.cuda.Event] = []
     while progress < 1.0 and not stop.asked() and not (arguments.steps and stepper.steps >= arguments.steps):
         longest.value = min(arguments.longest, max(limit for at, limit in LONGEST if progress >= at))
-        for _ in range(arguments.accumulate):
+        targets = 0
+        while targets < arguments.targets:
             asked = time.time()
             batch = queue.get()
             waited += time.time() - asked
             stepper.add(batch)
             seen += batch.tokens.size
+            targets += int((batch.labels >= 0).sum())
             if on_gpu:  # do not run far ahead of the GPU: the schedule goes by the clock
                 marks.append(torch.cuda.Event())
                 marks[-1].record()
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     parser.add_argument("--steps", type=int, default=0, help="stop after this many updates (0: by time only)")
     parser.add_argument("--tokens", type=int, default=32768, help="tokens per batch")
-    parser.add_argument("--accumulate", type=int, default=2, help="batches per update")
+    parser.add_argument("--targets", type=int, default=9000, help="least targets per update: long batches have few")
     parser.add_argument("--longest", type=int, default=8192, help="tokens of the longest conversation")
     parser.add_argument("--workers", type=int, default=13)
     parser.add_argument("--survey", type=int, default=12000, help="conversations to look for words in")
