@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_gptoss.server.metrics import Metrics
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LOGGER = logging.getLogger("mlx_gptoss.server")
 
 
@@ -38,9 +39,10 @@ class RequestLog:
         try:
             await self.app(scope, receive, watch)
         finally:
-            # An unknown path must not create a time series of its own.
+            # An unknown path or method must not create a time series of its own.
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(scope["method"], route, str(status or 499)).inc()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.requests.labels(method, route, str(status or 499)).inc()
             line: dict[str, Any] = {
                 "method": scope["method"],
                 "path": scope["path"],

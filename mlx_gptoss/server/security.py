@@ -15,6 +15,9 @@ from mlx_gptoss.server.settings import ServerSettings, is_loopback
 
 # Desktop programs' web views: no web site can claim these schemes.
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file"})
+# What a container calls the machine it runs on. Nobody can register a name below `internal`, so none of these can be
+# made to point here from outside.
+_CONTAINER_HOSTS = frozenset({"host.docker.internal", "gateway.docker.internal", "host.containers.internal"})
 _OPEN_PATHS = frozenset({"/", "/health"})
 
 
@@ -76,7 +79,10 @@ class Gate:
         host = host_of(headers.get("host", ""))
         # An API key proves the client as well as the Host header does, and servers beyond loopback have many names.
         if settings.api_key is None and not (
-            is_loopback(host) or host == settings.host.strip("[]").lower() or host in settings.allowed_hosts
+            is_loopback(host)
+            or host in _CONTAINER_HOSTS
+            or host == settings.host.strip("[]").lower()
+            or host in settings.allowed_hosts
         ):
             return Failure(403, f"host {host[:100]!r} is not allowed; start the server with --allow-host to accept it")
         if origin is not None and not self._origin_allowed(origin):
@@ -98,7 +104,10 @@ class Gate:
     def _origin_allowed(self, origin: str) -> bool:
         if origin in self.settings.allowed_origins or "*" in self.settings.allowed_origins:
             return True
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # an address in brackets that is none
+            return False
         if parts.scheme in _APP_SCHEMES:
             return True
         return parts.scheme in {"http", "https"} and is_loopback(parts.hostname or "")

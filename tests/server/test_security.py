@@ -47,8 +47,15 @@ async def test_a_rebound_host_is_refused(registry: Registry, host: str) -> None:
         assert "error" in response.json()
 
 
+@pytest.mark.parametrize("host", ["localhost:11434", "[::1]:1", "host.docker.internal:11434", "Host.Docker.Internal"])
+async def test_names_of_this_machine_are_let_in(registry: Registry, host: str) -> None:
+    async with client_of(scripted_app(registry)) as client:
+        assert (await client.get("/api/tags", headers={"Host": host})).status_code == 200
+
+
 @pytest.mark.parametrize(
-    "origin", ["https://evil.com", "http://localhost.evil.com", "null", "https://evil.com:11434", "x"]
+    "origin",
+    ["https://evil.com", "http://localhost.evil.com", "null", "https://evil.com:11434", "x", "http://[", "http://[::1"],
 )
 async def test_a_foreign_page_is_refused(registry: Registry, origin: str) -> None:
     async with client_of(scripted_app(registry)) as client:
@@ -142,6 +149,15 @@ async def test_health_and_metrics(registry: Registry) -> None:
         text = (await client.get("/metrics")).text
         assert 'mlx_gptoss_generations_total{finish_reason="stop"} 1.0' in text
         assert "mlx_gptoss_prefix_cache_bytes" in text
+
+
+async def test_metrics_do_not_grow_with_what_clients_make_up(registry: Registry) -> None:
+    async with client_of(scripted_app(registry)) as client:
+        for index in range(3):
+            await client.request(f"MADEUP{index}", f"/nothing/{index}")
+        text = (await client.get("/metrics")).text
+    assert 'mlx_gptoss_requests_total{method="other",route="other",status="404"} 3.0' in text
+    assert "MADEUP" not in text
 
 
 async def test_openapi_describes_every_route(registry: Registry) -> None:
