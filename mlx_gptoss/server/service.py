@@ -32,6 +32,7 @@ class Running:
 
     model: LoadedModel
     load_s: float
+    prompt_tokens: int
     events: AsyncIterator[Event]
 
     async def completion(self) -> Completion:
@@ -107,7 +108,7 @@ class GenerationService:
                 stream = await asyncio.to_thread(lease.model.llm.stream, prepared)
                 self.live.add(stream)
                 try:
-                    yield Running(lease.model, lease.load_s, self._watch(prepared, stream))
+                    yield Running(lease.model, lease.load_s, stream.prompt_tokens, self._watch(prepared, stream))
                 finally:
                     self.live.discard(stream)
                     stream.cancel()
