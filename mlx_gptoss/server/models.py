@@ -93,7 +93,7 @@ class ModelManager:
     def _known(self, name: str) -> tuple[str, Alias | None]:
         default = self.settings.default_model
         # A client never names a path of this machine; only the server's own default may be one.
-        if default is not None and name == default and looks_like_path(default):
+        if default is not None and name.removesuffix(":latest") == default and looks_like_path(default):
             return default, None
         alias = self.registry.alias(name)
         target = canonical_name(alias.source if alias is not None else name)

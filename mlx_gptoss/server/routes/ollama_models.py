@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from mlx_gptoss.errors import InvalidRequestError, ModelNotFoundError
+from mlx_gptoss.errors import InvalidRequestError
 from mlx_gptoss.hub import PullProgress, pull
 from mlx_gptoss.names import DEMO, resolve_model
 from mlx_gptoss.registry import Alias, canonical_name
@@ -20,6 +20,7 @@ from mlx_gptoss.server.catalog import CatalogEntry, catalog, describe, ollama_na
 from mlx_gptoss.server.failure import body_of
 from mlx_gptoss.server.generation import guarded
 from mlx_gptoss.server.http import NDJSON, body_schema, ndjson, read_body, service_of, stream_failure, streaming
+from mlx_gptoss.server.models import ModelManager
 from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.wire.ollama import options_of
 
@@ -62,6 +63,8 @@ class CreateBody(NamedBody):
     system: str | None = None
     parameters: dict[str, Any] | None = None
     files: dict[str, str] | None = None
+    adapters: dict[str, str] | None = None
+    messages: list[Any] | None = None
     quantize: str | None = None
     template: str | None = None
 
@@ -96,7 +99,8 @@ def _tag(entry: CatalogEntry) -> dict[str, Any]:
 @router.get("/api/tags", responses=answers("models"))
 async def tags(request: Request) -> Response:
     """The models on this machine."""
-    entries = await asyncio.to_thread(catalog, service_of(request).models.registry)
+    manager = service_of(request).models
+    entries = await asyncio.to_thread(catalog, manager.registry, manager.settings.default_model)
     return JSONResponse({"models": [_tag(entry) for entry in entries]})
 
 
@@ -228,13 +232,20 @@ async def _pulling(request: Request, name: str) -> AsyncIterator[dict[str, Any]]
     yield {"status": "success"}
 
 
+def _name(manager: ModelManager, alias: Alias) -> None:
+    """Keep a new name for a model. The demo is installed by being named."""
+    target, _ = manager.target(alias.source)
+    if target == DEMO:
+        resolve_model(DEMO, registry=manager.registry)
+    manager.registry.set_alias(alias)
+
+
 @router.post("/api/copy", response_class=Response, responses=DONE, openapi_extra=body_schema(CopyBody))
 async def copy(request: Request) -> Response:
     """A second name for a model."""
     body = await read_body(request, CopyBody)
     manager = service_of(request).models
-    manager.target(body.source)
-    await asyncio.to_thread(manager.registry.set_alias, Alias(canonical_name(body.destination), body.source))
+    await asyncio.to_thread(_name, manager, Alias(canonical_name(body.destination), body.source))
     return Response(status_code=200)
 
 
@@ -254,17 +265,15 @@ async def delete(request: Request) -> Response:
 async def create(request: Request) -> Response:
     """A model of its own name `from` another, with a system prompt and parameters."""
     body = await read_body(request, CreateBody)
-    if body.files or body.quantize or body.template:
+    if body.files or body.adapters or body.messages or body.quantize or body.template:
         raise InvalidRequestError(
             "only from, system and parameters are supported here", hint="Convert files with `mlx-gptoss convert`."
         )
     if not body.base:
         raise InvalidRequestError("from is required", param="from")
     options_of(body.parameters, None)  # What is wrong with them is said now, not at every request.
-    manager = service_of(request).models
-    manager.target(body.base)
     alias = Alias(canonical_name(body.named), body.base, body.system, body.parameters or {})
-    await asyncio.to_thread(manager.registry.set_alias, alias)
+    await asyncio.to_thread(_name, service_of(request).models, alias)
     if body.stream is False:
         return JSONResponse({"status": "success"})
 
@@ -287,7 +296,5 @@ class EmbedBody(NamedBody):
 async def embed(request: Request) -> Response:
     """gpt-oss has no embeddings; say so."""
     body = await read_body(request, EmbedBody)
-    known = {ollama_name(entry.name) for entry in catalog(service_of(request).models.registry)}
-    if body.named not in known and ollama_name(canonical_name(body.named)) not in known | {"demo:latest"}:
-        raise ModelNotFoundError(f"model {body.named!r} not found, try pulling it first")
+    service_of(request).models.target(body.named)
     raise InvalidRequestError("this model does not support embeddings", param="model")
