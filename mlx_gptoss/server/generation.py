@@ -51,7 +51,7 @@ async def start(
         for chat in chats:
             LOGGER.info("prompt %r", [message.text for message in chat.messages] or chat.raw_prompt)
     try:
-        return [await stack.enter_async_context(service.run(model, chat, keep_alive_s)) for chat in chats]
+        return await stack.enter_async_context(service.run(model, chats, keep_alive_s))
     except BaseException:
         await stack.aclose()
         raise

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from mlx_gptoss.events import Done, Event
 from mlx_gptoss.messages import SystemMessage
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.metrics import Metrics
-from mlx_gptoss.server.models import LoadedModel, ModelManager
+from mlx_gptoss.server.models import Lease, LoadedModel, ModelManager
 from mlx_gptoss.server.settings import ServerSettings
 from mlx_gptoss.server.turns import TurnStore
 from mlx_gptoss.stream import Completion, CompletionBuilder, Stream
@@ -91,29 +91,37 @@ class GenerationService:
 
     @asynccontextmanager
     async def run(
-        self, model: str | None, request: ChatRequest, keep_alive_s: float | None = None
-    ) -> AsyncIterator[Running]:
-        """Start one generation. Raises before the first event when the request cannot be served at all."""
+        self, model: str | None, requests: Sequence[ChatRequest], keep_alive_s: float | None = None
+    ) -> AsyncIterator[list[Running]]:
+        """Start generations of one model. Raises before the first event when they cannot be served at all.
+
+        They share one lease: a second one could wait for room that the first one keeps another model from making.
+        """
         if self._stopping:
             raise EngineClosedError("the server is stopping")
-        self.check(request)
-        async with self.models.use(model, keep_alive_s) as lease:
-            prepared = replace(request, messages=self.turns.restore(request.messages))
-            if lease.alias is not None and lease.alias.system and not _has_system(prepared):
-                prepared = replace(prepared, messages=(SystemMessage(lease.alias.system), *prepared.messages))
-            if prepared.timeout_s is None and self.settings.request_timeout_s is not None:
-                prepared = replace(prepared, timeout_s=self.settings.request_timeout_s)
-            self.metrics.running.inc()
+        for request in requests:
+            self.check(request)
+        async with self.models.use(model, keep_alive_s) as lease, AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(self._run(lease, request)) for request in requests]
+
+    @asynccontextmanager
+    async def _run(self, lease: Lease, request: ChatRequest) -> AsyncIterator[Running]:
+        prepared = replace(request, messages=self.turns.restore(request.messages))
+        if lease.alias is not None and lease.alias.system and not _has_system(prepared):
+            prepared = replace(prepared, messages=(SystemMessage(lease.alias.system), *prepared.messages))
+        if prepared.timeout_s is None and self.settings.request_timeout_s is not None:
+            prepared = replace(prepared, timeout_s=self.settings.request_timeout_s)
+        self.metrics.running.inc()
+        try:
+            stream = await asyncio.to_thread(lease.model.llm.stream, prepared)
+            self.live.add(stream)
             try:
-                stream = await asyncio.to_thread(lease.model.llm.stream, prepared)
-                self.live.add(stream)
-                try:
-                    yield Running(lease.model, lease.load_s, stream.prompt_tokens, self._watch(prepared, stream))
-                finally:
-                    self.live.discard(stream)
-                    stream.cancel()
+                yield Running(lease.model, lease.load_s, stream.prompt_tokens, self._watch(prepared, stream))
             finally:
-                self.metrics.running.dec()
+                self.live.discard(stream)
+                stream.cancel()
+        finally:
+            self.metrics.running.dec()
 
     async def drain(self, grace_s: float) -> None:
         """Accept nothing new; let what runs finish for `grace_s` seconds, then end it where it is."""
