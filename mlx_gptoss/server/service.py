@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
@@ -23,6 +23,16 @@ from mlx_gptoss.server.turns import TurnStore
 from mlx_gptoss.stream import Completion, CompletionBuilder, Stream
 
 Result = TypeVar("Result")
+
+
+class Cancellable(Protocol):
+    """Work that a client waits for."""
+
+    def cancel(self) -> None:
+        """End it soon; no effect once it has ended."""
+
+
+Work = TypeVar("Work", bound=Cancellable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,7 @@ class GenerationService:
         self.models = models
         self.metrics = metrics
         self.turns = TurnStore(settings.stored_turns)
-        self.live: set[Stream] = set()
+        self.live: set[Cancellable] = set()
         self._stopping = False
 
     def check(self, request: ChatRequest) -> None:
@@ -114,14 +124,20 @@ class GenerationService:
         self.metrics.running.inc()
         try:
             stream = await asyncio.to_thread(lease.model.llm.stream, prepared)
-            self.live.add(stream)
-            try:
+            with self.kept(stream):
                 yield Running(lease.model, lease.load_s, stream.prompt_tokens, self._watch(prepared, stream))
-            finally:
-                self.live.discard(stream)
-                stream.cancel()
         finally:
             self.metrics.running.dec()
+
+    @contextmanager
+    def kept(self, work: Work) -> Iterator[Work]:
+        """Something under way, which ends with the context, or when the server has to stop before."""
+        self.live.add(work)
+        try:
+            yield work
+        finally:
+            self.live.discard(work)
+            work.cancel()
 
     async def drain(self, grace_s: float) -> None:
         """Accept nothing new; let what runs finish for `grace_s` seconds, then end it where it is."""
@@ -129,8 +145,8 @@ class GenerationService:
         deadline = time.monotonic() + grace_s
         while self.live and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        for stream in self.live:
-            stream.cancel()
+        for work in self.live:
+            work.cancel()
 
     async def _watch(self, request: ChatRequest, stream: Stream) -> AsyncIterator[Event]:
         """Pass events on; at the end count them and keep the turn for clients that will drop a part of it."""
