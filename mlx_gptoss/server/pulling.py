@@ -1,4 +1,4 @@
-"""A pull that a client asked for: on a thread of its own, and ended soon after the client has left or the server stops"""
+"""A pull that a client asked for: on a thread of its own, ended soon after the client has left or the server stops"""
 
 from __future__ import annotations
 
