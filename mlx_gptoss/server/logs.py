@@ -57,8 +57,13 @@ class RequestLog:
 
 def note(state: Any, **values: Any) -> None:
     """Add fields to the request's log line. `state` is `request.state`."""
+    noted(state).update(values)
+
+
+def noted(state: Any) -> dict[str, Any]:
+    """The fields that the request's log line has so far, beyond those it always has."""
     known = getattr(state, "log", None)
     if not isinstance(known, dict):
         known = {}
         state.log = known
-    known.update(values)
+    return known

@@ -47,8 +47,10 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         origin = headers.get("origin")
         failure = self._refusal(scope, headers, origin)
+        # A page that may come in may also read why its request was refused.
+        reader = _cors(origin) if origin is not None and self._origin_allowed(origin) else []
         if failure is not None:
-            await _answer(scope, send, failure)
+            await _answer(scope, send, failure, reader)
             return
         if scope["method"] == "OPTIONS" and origin is not None and "access-control-request-method" in headers:
             await _preflight(send, origin, headers)
@@ -69,7 +71,7 @@ class Gate:
             await self.app(scope, limited, send_with_cors)
         except BodyRefusedError as error:
             if not started:
-                await _answer(scope, send, error.failure)
+                await _answer(scope, send, error.failure, reader)
         except TimeoutError:
             if not started:
                 raise
@@ -150,9 +152,9 @@ class _LimitedBody:
         return message
 
 
-async def _answer(scope: Scope, send: Send, failure: Failure) -> None:
+async def _answer(scope: Scope, send: Send, failure: Failure, more: list[tuple[bytes, bytes]]) -> None:
     body = json.dumps(body_of(failure, api_of(scope["path"]))).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     if failure.status in (408, 413):
         # The rest of the body is not read, so nothing can follow on this connection.
         headers.append((b"connection", b"close"))

@@ -97,6 +97,17 @@ async def test_key_is_needed_where_one_is_set(registry: Registry) -> None:
         assert (await client.get("/health", headers={"Host": "my-mac.lan"})).status_code == 200
 
 
+async def test_a_page_that_is_let_in_can_read_why_it_was_refused(registry: Registry) -> None:
+    settings = ServerSettings(api_key="sesame", warm_up=False)
+    async with client_of(scripted_app(registry, settings)) as client:
+        refused = await client.get("/v1/models", headers={"Origin": "http://localhost:3000"})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "http://localhost:3000"
+        foreign = await client.get("/v1/models", headers={"Origin": "https://evil.com"})
+        assert foreign.status_code == 403
+        assert "access-control-allow-origin" not in foreign.headers
+
+
 async def test_a_body_beyond_the_bound_is_refused(registry: Registry) -> None:
     settings = ServerSettings(max_body_bytes=1000)
     async with client_of(scripted_app(registry, settings)) as client:
@@ -146,6 +157,7 @@ async def test_health_and_metrics(registry: Registry) -> None:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
         await client.post("/v1/chat/completions", json=body)
         assert (await client.get("/health")).json()["loaded"] == [MODEL]
+        assert (await client.head("/health")).status_code == 200
         text = (await client.get("/metrics")).text
         assert 'mlx_gptoss_generations_total{finish_reason="stop"} 1.0' in text
         assert "mlx_gptoss_prefix_cache_bytes" in text
