@@ -114,7 +114,7 @@ def effort_of(think: bool | str | None) -> Effort:
     """`think` as a level; a plain true is medium, and since gpt-oss always reasons a plain false is low."""
     if isinstance(think, bool):
         return "medium" if think else "low"
-    if think is not None and think not in ("low", "medium", "high"):
+    if think is not None and think not in ("low", "medium", "high", "max"):
         raise InvalidRequestError("not a think value", param="think", expected="true, false, low, medium or high")
     return openai.effort_of(think)
 
