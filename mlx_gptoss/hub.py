@@ -210,15 +210,17 @@ def pull(
     progress: Progress | None = None,
     precision: dict[str, str] | None = None,
     accept: Callable[[RemoteModel], None] | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> Path:
     """Download a checkpoint, convert it, make it the default, and return its model folder.
 
     `accept` sees what would be downloaded before the first byte and may refuse by raising. `precision` goes to
     the converter (keys `attention`, `embedding`, `head`). The staged download is deleted once the model folder is
-    complete, unless `keep_download`. While another process pulls the same model, this waits for it.
+    complete, unless `keep_download`. While somebody else pulls the same model, this waits for them, calling `waiting`
+    now and then. What `progress` or `waiting` raise ends the pull; what has arrived stays for the next one.
     """
     registry = registry if registry is not None else Registry()
-    with turn_lock(registry.lock_file(name), f"pulling {name}", wait_s=_LONGEST_PULL_S):
+    with turn_lock(registry.lock_file(name), f"pulling {name}", wait_s=_LONGEST_PULL_S, waiting=waiting):
         return _pull(name, registry, revision, endpoint, keep_download, progress, precision, accept)
 
 

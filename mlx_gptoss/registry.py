@@ -168,13 +168,23 @@ class Registry:
         raise ModelNotFoundError(f"model {name!r} is not on this machine", hint=hint)
 
     def remove(self, name: str) -> int:
-        """Delete a model (or just the alias of that name) and what was downloaded for it; bytes freed."""
+        """Delete a model (or just the alias of that name) and what was downloaded for it; bytes freed.
+
+        A model that other names stand for stays: whoever copied it was promised that the copy answers.
+        """
         if self.alias(name) is not None:
             path = self._alias_path(name)
             freed = path.stat().st_size
             path.unlink()
             return freed
         model = self.find(name)
+        copies = [alias.name for alias in self.aliases() if alias.source == model.name]
+        if copies:
+            raise InvalidRequestError(
+                f"other names stand for {model.name}: {', '.join(copies)[:200]}",
+                param="model",
+                hint="Delete them first.",
+            )
         # The manifest goes first: a folder without one never loads, wherever deletion is interrupted.
         (model.path / "manifest.json").unlink()
         shutil.rmtree(model.path)

@@ -127,6 +127,11 @@ class Stream:
         finished = self._generation.finished
         return None if finished is None else finished.error
 
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self._generation.request.prompt_ids)
+
     def cancel(self) -> None:
         """Ends the generation within one step; the stream then ends with finish reason "cancelled". Thread-safe."""
         self._generation.cancel()

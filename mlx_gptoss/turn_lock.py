@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,11 +22,14 @@ _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def turn_lock(path: Path, doing: str, *, wait_s: float = WAIT_S) -> Iterator[None]:
+def turn_lock(
+    path: Path, doing: str, *, wait_s: float = WAIT_S, waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Holds the lock file `path` (made when missing, never deleted: others may be waiting on it).
 
-    `doing` completes "another process is ...". The lock goes with its process, however that ends. Raises GptOssError
-    when it cannot be had within `wait_s` seconds or the file cannot be made.
+    `doing` completes "another process is ...". `waiting` is called while another has it, and may raise to give up. The
+    lock goes with its process, however that ends. Raises GptOssError when it cannot be had within `wait_s` seconds or
+    the file cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,13 +42,13 @@ def turn_lock(path: Path, doing: str, *, wait_s: float = WAIT_S) -> Iterator[Non
             hint="Set MLX_GPTOSS_HOME to a folder that can be written.",
         ) from error
     try:
-        _take(handle, doing, wait_s, path)
+        _take(handle, doing, wait_s, path, waiting)
         yield
     finally:
         os.close(handle)
 
 
-def _take(handle: int, doing: str, wait_s: float, path: Path) -> None:
+def _take(handle: int, doing: str, wait_s: float, path: Path, waiting: Callable[[], None] | None) -> None:
     deadline = time.monotonic() + wait_s
     said = False
     while True:
@@ -58,6 +61,8 @@ def _take(handle: int, doing: str, wait_s: float, path: Path) -> None:
         if not said:
             _LOG.warning("another process is %s; waiting for it", doing)
             said = True
+        if waiting is not None:
+            waiting()
         if time.monotonic() > deadline:
             raise GptOssError(
                 f"another process is still {doing} after {wait_s:.0f} s",

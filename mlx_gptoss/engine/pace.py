@@ -9,6 +9,8 @@ SMALLEST_CHUNK: Final = 64
 """Tokens. A pass over fewer costs as much: it reads the weights once all the same."""
 FIRST_BUSY_CHUNK: Final = 256
 BUSY_SECONDS: Final = 0.12
+IDLE_SECONDS: Final = 1.0
+"""Who comes or leaves while nobody decodes is noticed between two chunks, so one must not take for ever."""
 _WEIGHT: Final = 0.5
 
 
@@ -31,18 +33,28 @@ class Pace:
         own = seconds - prefilled / (self._tokens_per_second or 1.0)
         self._step_s = _average(self._step_s or None, max(0.0, own))
 
+    def idle_budget(self) -> int:
+        """Tokens of a chunk while nobody decodes: as many as are efficient, unless this machine is so slow that they
+        would take much longer than IDLE_SECONDS."""
+        if self._tokens_per_second is None:
+            return LARGEST_CHUNK
+        return _chunk(self._tokens_per_second * IDLE_SECONDS, FIRST_BUSY_CHUNK)
+
     def busy_budget(self) -> int:
         """Tokens that a step may prefill while others decode: what takes as long as their own step, or BUSY_SECONDS
         if that is longer, so that nobody waits for a token much more than twice as long as alone."""
         if self._tokens_per_second is None:
             return FIRST_BUSY_CHUNK
-        wanted = int(self._tokens_per_second * max(BUSY_SECONDS, self._step_s))
-        return max(SMALLEST_CHUNK, min(wanted // SMALLEST_CHUNK * SMALLEST_CHUNK, LARGEST_CHUNK))
+        return _chunk(self._tokens_per_second * max(BUSY_SECONDS, self._step_s), SMALLEST_CHUNK)
 
 
 def cost(tokens: int) -> int:
     """What a pass over so many tokens takes out of a budget of tokens."""
     return max(tokens, SMALLEST_CHUNK)
+
+
+def _chunk(wanted: float, smallest: int) -> int:
+    return max(smallest, min(int(wanted) // SMALLEST_CHUNK * SMALLEST_CHUNK, LARGEST_CHUNK))
 
 
 def _average(before: float | None, now: float) -> float:

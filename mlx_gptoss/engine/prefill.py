@@ -77,7 +77,7 @@ class Prefiller:
         """Tokens that this step may prefill; `busy` says that others are decoding."""
         if self._options.prefill_chunk is not None:
             return self._options.prefill_chunk
-        return self._pace.busy_budget() if busy else LARGEST_CHUNK
+        return self._pace.busy_budget() if busy else self._pace.idle_budget()
 
     def remaining(self, sequence: Sequence) -> int:
         """Tokens of a sequence that are not in its cache, as far as is known before it begins."""

@@ -100,6 +100,7 @@ async def _http_failure(request: Request, error: Exception) -> Response:
 
 
 def _add_operations(app: FastAPI) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["operations"], responses=answers("status", "version", "loaded"))
     async def health(request: Request) -> JSONResponse:
         """Whether the server is up, and which models are in memory."""

@@ -11,6 +11,7 @@ from typing import Any
 from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.errors import GptOssError
 from mlx_gptoss.folder import read_manifest
+from mlx_gptoss.names import DEMO, as_folder, looks_like_path, resolve_model
 from mlx_gptoss.registry import Registry
 
 # Names by which Ollama's clients know the released models.
@@ -85,11 +86,22 @@ def describe(name: str, target: str, folder: Path) -> CatalogEntry:
     )
 
 
-def catalog(registry: Registry) -> list[CatalogEntry]:
-    """Every model and alias that is complete; a broken folder is left out rather than failing the list."""
+def catalog(registry: Registry, default: str | None = None) -> list[CatalogEntry]:
+    """Every model and alias that is complete; a broken folder is left out rather than failing the list.
+
+    `default` is what the server answers with when nothing is named: it is listed even where it is a folder outside
+    the registry, or the demo that has not been used yet, for clients choose from what is listed.
+    """
     entries = []
     names = [(model.name, model.name) for model in registry.models()]
     names += [(alias.name, alias.source) for alias in registry.aliases()]
+    try:
+        if default is not None and looks_like_path(default):
+            entries.append(describe(default, default, as_folder(default)))
+        elif default is not None and registry.target(default) == DEMO and (DEMO, DEMO) not in names:
+            entries.append(describe(DEMO, DEMO, resolve_model(DEMO, registry=registry)))
+    except (GptOssError, OSError):
+        pass
     for name, target in names:
         try:
             entries.append(describe(name, target, registry.find(target).path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -22,9 +23,11 @@ from mlx_gptoss.errors import (
     ModelNotFoundError,
     QueueFullError,
 )
+from mlx_gptoss.server.response_store import PreviousResponseError, ResponseNotFoundError
 
 Api: TypeAlias = Literal["ollama", "openai", "anthropic"]
 
+_TYPE = re.compile(r"(?:str|int|float|bool|constrained-\w+|(?:dict|list|function)(?:\[|-).*)$")
 _OPENAI_TYPES: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _ANTHROPIC_TYPES: Mapping[int, str] = {
     400: "invalid_request_error",
@@ -74,7 +77,11 @@ def body_of(failure: Failure, api: Api) -> dict[str, Any]:
 
 def _invalid(problem: Mapping[str, Any]) -> Failure:
     """The failure for pydantic's description of a field that does not fit."""
-    where = ".".join(str(part) for part in problem["loc"])
+    parts = [str(part) for part in problem["loc"]]
+    # Where a field may be of several types, the description names the one that came closest.
+    while len(parts) > 1 and _TYPE.match(parts[-1]):
+        parts.pop()
+    where = ".".join(parts)
     message = " ".join(f"{where or 'body'}: {problem['msg']}".split())
     return Failure(400, message, param=where or None)
 
@@ -88,12 +95,16 @@ def failure_of(error: Exception) -> Failure:
         return _invalid({**first, "loc": first.get("loc", ())[1:]})
     if isinstance(error, ContextOverflowError):
         return Failure(400, str(error), param=error.param or "messages", code="context_length_exceeded")
+    if isinstance(error, PreviousResponseError):
+        return Failure(400, str(error), param=error.param, code="previous_response_not_found")
     if isinstance(error, InvalidRequestError):
         return Failure(400, str(error), param=error.param)
     if isinstance(error, InsufficientMemoryError):
         return Failure(400, str(error), code="insufficient_memory")
     if isinstance(error, ModelNotFoundError):
         return Failure(404, str(error), param="model", code="model_not_found")
+    if isinstance(error, ResponseNotFoundError):
+        return Failure(404, str(error), param="response_id", code="response_not_found")
     if isinstance(error, QueueFullError):
         return Failure(503, str(error), code="queue_full", retry_after=error.retry_after)
     if isinstance(error, EngineClosedError):

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from mlx_gptoss.events import Done, Event
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.http import service_of
-from mlx_gptoss.server.logs import LOGGER, note
+from mlx_gptoss.server.logs import LOGGER, note, noted
 from mlx_gptoss.server.service import Running, unless_disconnected
 from mlx_gptoss.stream import Completion
 
@@ -51,7 +51,7 @@ async def start(
         for chat in chats:
             LOGGER.info("prompt %r", [message.text for message in chat.messages] or chat.raw_prompt)
     try:
-        return [await stack.enter_async_context(service.run(model, chat, keep_alive_s)) for chat in chats]
+        return await stack.enter_async_context(service.run(model, chats, keep_alive_s))
     except BaseException:
         await stack.aclose()
         raise
@@ -85,13 +85,13 @@ async def complete(
 
 
 def note_completion(request: Request, completion: Completion | Done) -> None:
-    """Put a generation's counts into the request's log line."""
+    """Put a generation's counts into the request's log line; what several choices generate adds up."""
     usage = completion.usage
     note(
         request.state,
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens,
+        completion_tokens=usage.completion_tokens + noted(request.state).get("completion_tokens", 0),
         finish_reason=completion.finish_reason,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ Body = TypeVar("Body", bound=BaseModel)
 
 SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
+# Next line, line separator and paragraph separator; JSON itself escapes the other line ends.
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 
 
 def service_of(request: Request) -> GenerationService:
@@ -103,15 +106,21 @@ class Unforeseen:
             await failure_response(Request(scope), error)(scope, receive, send)
 
 
+def _one_line(data: Mapping[str, Any]) -> str:
+    """JSON that every client takes for one line: many split text at Unicode's line ends as well."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def sse(data: Mapping[str, Any] | str, event: str | None = None) -> str:
     """One server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = data if isinstance(data, str) else _one_line(data)
     return f"event: {event}\ndata: {text}\n\n" if event is not None else f"data: {text}\n\n"
 
 
 def ndjson(data: Mapping[str, Any]) -> str:
     """One line of newline-delimited JSON."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return _one_line(data) + "\n"
 
 
 def streaming(chunks: AsyncIterator[str], media_type: str) -> StreamingResponse:

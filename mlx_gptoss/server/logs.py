@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_gptoss.server.metrics import Metrics
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LOGGER = logging.getLogger("mlx_gptoss.server")
 
 
@@ -38,9 +39,10 @@ class RequestLog:
         try:
             await self.app(scope, receive, watch)
         finally:
-            # An unknown path must not create a time series of its own.
+            # An unknown path or method must not create a time series of its own.
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(scope["method"], route, str(status or 499)).inc()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.requests.labels(method, route, str(status or 499)).inc()
             line: dict[str, Any] = {
                 "method": scope["method"],
                 "path": scope["path"],
@@ -55,8 +57,13 @@ class RequestLog:
 
 def note(state: Any, **values: Any) -> None:
     """Add fields to the request's log line. `state` is `request.state`."""
+    noted(state).update(values)
+
+
+def noted(state: Any) -> dict[str, Any]:
+    """The fields that the request's log line has so far, beyond those it always has."""
     known = getattr(state, "log", None)
     if not isinstance(known, dict):
         known = {}
         state.log = known
-    known.update(values)
+    return known

@@ -30,11 +30,13 @@ class Loader(Protocol):
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A model in memory. `expires_at` is a Unix time, infinite when it stays; `users` counts running requests."""
+    """A model in memory. `keep_alive_s` is what was last asked for and `expires_at` the Unix time that follows from it,
+    infinite when it stays; `users` counts running requests."""
 
     name: str
     llm: GptOss
     loaded_at: float
+    keep_alive_s: float
     expires_at: float = math.inf
     users: int = 0
 
@@ -93,7 +95,7 @@ class ModelManager:
     def _known(self, name: str) -> tuple[str, Alias | None]:
         default = self.settings.default_model
         # A client never names a path of this machine; only the server's own default may be one.
-        if default is not None and name == default and looks_like_path(default):
+        if default is not None and name.removesuffix(":latest") == default and looks_like_path(default):
             return default, None
         alias = self.registry.alias(name)
         target = canonical_name(alias.source if alias is not None else name)
@@ -108,8 +110,11 @@ class ModelManager:
     # -- use ----------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def use(self, name: str | None, keep_alive_s: float | None = None) -> AsyncIterator[Lease]:
-        """A model for one request, loaded if need be. `keep_alive_s` 0 unloads it afterwards, negative keeps it."""
+    async def use(
+        self, name: str | None, keep_alive_s: float | None = None, *, at_least_s: float = 0.0
+    ) -> AsyncIterator[Lease]:
+        """A model for one request, loaded if need be. `keep_alive_s` 0 unloads it afterwards, negative keeps it, and
+        None leaves that as an earlier request has set it. For `at_least_s` it stays in any case."""
         target, alias = self.target(name)
         started = time.perf_counter()
         model, fresh = await self._acquire(target)
@@ -117,7 +122,9 @@ class ModelManager:
         try:
             yield Lease(model, alias, load_s)
         finally:
-            await self._release(model, self.settings.keep_alive_s if keep_alive_s is None else keep_alive_s)
+            if keep_alive_s is not None:
+                model.keep_alive_s = keep_alive_s
+            await self._release(model, at_least_s)
 
     async def _acquire(self, name: str) -> tuple[LoadedModel, bool]:
         fresh = False
@@ -182,9 +189,8 @@ class ModelManager:
             self._occupied -= 1
             self._announce()
             raise
-        self._loaded[name] = LoadedModel(name, llm, self._clock(), self._clock() + self.settings.keep_alive_s)
-        if self.settings.keep_alive_s < 0:
-            self._loaded[name].expires_at = math.inf
+        keep_s, now = self.settings.keep_alive_s, self._clock()
+        self._loaded[name] = LoadedModel(name, llm, now, keep_s, math.inf if keep_s < 0 else now + keep_s)
         self._announce()
         self._start_sweeper()
 
@@ -193,8 +199,9 @@ class ModelManager:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _release(self, model: LoadedModel, keep_alive_s: float) -> None:
+    async def _release(self, model: LoadedModel, at_least_s: float) -> None:
         model.users -= 1
+        keep_alive_s = model.keep_alive_s if model.keep_alive_s < 0 else max(model.keep_alive_s, at_least_s)
         if model.expires_at != _AT_ONCE:
             model.expires_at = math.inf if keep_alive_s < 0 else self._clock() + keep_alive_s
         leaving = keep_alive_s == 0 or model.expires_at == _AT_ONCE

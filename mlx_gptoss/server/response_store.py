@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_gptoss.errors import ModelNotFoundError
+from mlx_gptoss.errors import GptOssError, InvalidRequestError
 from mlx_gptoss.messages import Message
 
 
@@ -31,8 +31,12 @@ class StoredResponse:
         return next((item for item in items if item.get("id") == identifier), None)
 
 
-class ResponseNotFoundError(ModelNotFoundError):
-    """No response of that id is stored (a 404 like that of a model)."""
+class ResponseNotFoundError(GptOssError):
+    """No response of that id is stored."""
+
+
+class PreviousResponseError(InvalidRequestError):
+    """A request goes on from a response that is not stored: the API answers that with a 400, and a code of its own."""
 
 
 class ResponseStore:
@@ -62,7 +66,7 @@ class ResponseStore:
         """The stored response. Raises ResponseNotFoundError."""
         stored = self._responses.get(identifier)
         if stored is None:
-            raise ResponseNotFoundError(f"no response {identifier[:80]!r} is stored")
+            raise ResponseNotFoundError(f"response with id {identifier[:80]!r} not found")
         return stored
 
     def delete(self, identifier: str) -> None:

@@ -15,6 +15,9 @@ from mlx_gptoss.server.settings import ServerSettings, is_loopback
 
 # Desktop programs' web views: no web site can claim these schemes.
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file"})
+# What a container calls the machine it runs on. Nobody can register a name below `internal`, so none of these can be
+# made to point here from outside.
+_CONTAINER_HOSTS = frozenset({"host.docker.internal", "gateway.docker.internal", "host.containers.internal"})
 _OPEN_PATHS = frozenset({"/", "/health"})
 
 
@@ -44,8 +47,10 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         origin = headers.get("origin")
         failure = self._refusal(scope, headers, origin)
+        # A page that may come in may also read why its request was refused.
+        reader = _cors(origin) if origin is not None and self._origin_allowed(origin) else []
         if failure is not None:
-            await _answer(scope, send, failure)
+            await _answer(scope, send, failure, reader)
             return
         if scope["method"] == "OPTIONS" and origin is not None and "access-control-request-method" in headers:
             await _preflight(send, origin, headers)
@@ -66,7 +71,7 @@ class Gate:
             await self.app(scope, limited, send_with_cors)
         except BodyRefusedError as error:
             if not started:
-                await _answer(scope, send, error.failure)
+                await _answer(scope, send, error.failure, reader)
         except TimeoutError:
             if not started:
                 raise
@@ -76,7 +81,10 @@ class Gate:
         host = host_of(headers.get("host", ""))
         # An API key proves the client as well as the Host header does, and servers beyond loopback have many names.
         if settings.api_key is None and not (
-            is_loopback(host) or host == settings.host.strip("[]").lower() or host in settings.allowed_hosts
+            is_loopback(host)
+            or host in _CONTAINER_HOSTS
+            or host == settings.host.strip("[]").lower()
+            or host in settings.allowed_hosts
         ):
             return Failure(403, f"host {host[:100]!r} is not allowed; start the server with --allow-host to accept it")
         if origin is not None and not self._origin_allowed(origin):
@@ -98,7 +106,10 @@ class Gate:
     def _origin_allowed(self, origin: str) -> bool:
         if origin in self.settings.allowed_origins or "*" in self.settings.allowed_origins:
             return True
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # an address in brackets that is none
+            return False
         if parts.scheme in _APP_SCHEMES:
             return True
         return parts.scheme in {"http", "https"} and is_loopback(parts.hostname or "")
@@ -141,9 +152,9 @@ class _LimitedBody:
         return message
 
 
-async def _answer(scope: Scope, send: Send, failure: Failure) -> None:
+async def _answer(scope: Scope, send: Send, failure: Failure, more: list[tuple[bytes, bytes]]) -> None:
     body = json.dumps(body_of(failure, api_of(scope["path"]))).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     if failure.status in (408, 413):
         # The rest of the body is not read, so nothing can follow on this connection.
         headers.append((b"connection", b"close"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
@@ -17,12 +17,22 @@ from mlx_gptoss.events import Done, Event
 from mlx_gptoss.messages import SystemMessage
 from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.metrics import Metrics
-from mlx_gptoss.server.models import LoadedModel, ModelManager
+from mlx_gptoss.server.models import Lease, LoadedModel, ModelManager
 from mlx_gptoss.server.settings import ServerSettings
 from mlx_gptoss.server.turns import TurnStore
 from mlx_gptoss.stream import Completion, CompletionBuilder, Stream
 
 Result = TypeVar("Result")
+
+
+class Cancellable(Protocol):
+    """Work that a client waits for."""
+
+    def cancel(self) -> None:
+        """End it soon; no effect once it has ended."""
+
+
+Work = TypeVar("Work", bound=Cancellable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,7 @@ class Running:
 
     model: LoadedModel
     load_s: float
+    prompt_tokens: int
     events: AsyncIterator[Event]
 
     async def completion(self) -> Completion:
@@ -50,7 +61,7 @@ class GenerationService:
         self.models = models
         self.metrics = metrics
         self.turns = TurnStore(settings.stored_turns)
-        self.live: set[Stream] = set()
+        self.live: set[Cancellable] = set()
         self._stopping = False
 
     def check(self, request: ChatRequest) -> None:
@@ -90,29 +101,43 @@ class GenerationService:
 
     @asynccontextmanager
     async def run(
-        self, model: str | None, request: ChatRequest, keep_alive_s: float | None = None
-    ) -> AsyncIterator[Running]:
-        """Start one generation. Raises before the first event when the request cannot be served at all."""
+        self, model: str | None, requests: Sequence[ChatRequest], keep_alive_s: float | None = None
+    ) -> AsyncIterator[list[Running]]:
+        """Start generations of one model. Raises before the first event when they cannot be served at all.
+
+        They share one lease: a second one could wait for room that the first one keeps another model from making.
+        """
         if self._stopping:
             raise EngineClosedError("the server is stopping")
-        self.check(request)
-        async with self.models.use(model, keep_alive_s) as lease:
-            prepared = replace(request, messages=self.turns.restore(request.messages))
-            if lease.alias is not None and lease.alias.system and not _has_system(prepared):
-                prepared = replace(prepared, messages=(SystemMessage(lease.alias.system), *prepared.messages))
-            if prepared.timeout_s is None and self.settings.request_timeout_s is not None:
-                prepared = replace(prepared, timeout_s=self.settings.request_timeout_s)
-            self.metrics.running.inc()
-            try:
-                stream = await asyncio.to_thread(lease.model.llm.stream, prepared)
-                self.live.add(stream)
-                try:
-                    yield Running(lease.model, lease.load_s, self._watch(prepared, stream))
-                finally:
-                    self.live.discard(stream)
-                    stream.cancel()
-            finally:
-                self.metrics.running.dec()
+        for request in requests:
+            self.check(request)
+        async with self.models.use(model, keep_alive_s) as lease, AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(self._run(lease, request)) for request in requests]
+
+    @asynccontextmanager
+    async def _run(self, lease: Lease, request: ChatRequest) -> AsyncIterator[Running]:
+        prepared = replace(request, messages=self.turns.restore(request.messages))
+        if lease.alias is not None and lease.alias.system and not _has_system(prepared):
+            prepared = replace(prepared, messages=(SystemMessage(lease.alias.system), *prepared.messages))
+        if prepared.timeout_s is None and self.settings.request_timeout_s is not None:
+            prepared = replace(prepared, timeout_s=self.settings.request_timeout_s)
+        self.metrics.running.inc()
+        try:
+            stream = await asyncio.to_thread(lease.model.llm.stream, prepared)
+            with self.kept(stream):
+                yield Running(lease.model, lease.load_s, stream.prompt_tokens, self._watch(prepared, stream))
+        finally:
+            self.metrics.running.dec()
+
+    @contextmanager
+    def kept(self, work: Work) -> Iterator[Work]:
+        """Something under way, which ends with the context, or when the server has to stop before."""
+        self.live.add(work)
+        try:
+            yield work
+        finally:
+            self.live.discard(work)
+            work.cancel()
 
     async def drain(self, grace_s: float) -> None:
         """Accept nothing new; let what runs finish for `grace_s` seconds, then end it where it is."""
@@ -120,8 +145,8 @@ class GenerationService:
         deadline = time.monotonic() + grace_s
         while self.live and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        for stream in self.live:
-            stream.cancel()
+        for work in self.live:
+            work.cancel()
 
     async def _watch(self, request: ChatRequest, stream: Stream) -> AsyncIterator[Event]:
         """Pass events on; at the end count them and keep the turn for clients that will drop a part of it."""

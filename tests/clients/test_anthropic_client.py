@@ -23,9 +23,21 @@ def client(server: str) -> Anthropic:
     return Anthropic(base_url=server, api_key="unused", max_retries=0)
 
 
-def test_message_with_thinking(client: Anthropic) -> None:
+def test_message(client: Anthropic) -> None:
     message = client.messages.create(
         model=MODEL, max_tokens=500, extra_body=GREEDY, messages=[{"role": "user", "content": "What is 17 + 25?"}]
+    )
+    assert message.content[0].type == "text"
+    assert "42" in message.content[0].text
+
+
+def test_message_with_thinking(client: Anthropic) -> None:
+    message = client.messages.create(
+        model=MODEL,
+        max_tokens=2000,
+        extra_body=GREEDY,
+        thinking={"type": "enabled", "budget_tokens": 1024},
+        messages=[{"role": "user", "content": "What is 17 + 25?"}],
     )
     assert [block.type for block in message.content] == ["thinking", "text"]
     assert "42" in message.content[1].text

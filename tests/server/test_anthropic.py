@@ -8,11 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
+from mlx_gptoss.events import ReasoningDelta
 from mlx_gptoss.registry import Registry
+from mlx_gptoss.server.wire.anthropic import EventWriter
 from tests.server.support import MODEL, WEATHER_TOOL, client_of, scripted_app, sse_events
 
 pytestmark = pytest.mark.anyio
 FUNCTION = WEATHER_TOOL["function"]
+THINKING = {"type": "enabled", "budget_tokens": 2048}
 TOOL = {"name": FUNCTION["name"], "description": FUNCTION["description"], "input_schema": FUNCTION["parameters"]}
 
 
@@ -28,15 +31,53 @@ async def ask(client: httpx.AsyncClient, content: Any, **fields: Any) -> httpx.R
 
 
 async def test_whole_message(client: httpx.AsyncClient) -> None:
-    message = (await ask(client, "hi", system="Be kind.")).json()
+    message = (await ask(client, "hi", system="Be kind.", thinking=THINKING)).json()
     assert [block["type"] for block in message["content"]] == ["thinking", "text"]
     assert message["content"][0]["thinking"] == "They greet me."
     assert message["content"][1]["text"] == "Hello there!"
     assert (message["stop_reason"], message["role"], message["type"]) == ("end_turn", "assistant", "message")
 
 
+@pytest.mark.parametrize("fields", [{}, {"thinking": {"type": "disabled"}}, {"output_config": {"effort": "high"}}])
+async def test_thinking_comes_only_when_asked_for(client: httpx.AsyncClient, fields: dict[str, Any]) -> None:
+    message = (await ask(client, "hi", **fields)).json()
+    assert message["content"] == [{"type": "text", "text": "Hello there!"}]
+    events = sse_events((await ask(client, "hi", stream=True, **fields)).text)
+    assert [e["content_block"]["type"] for e in events if e["type"] == "content_block_start"] == ["text"]
+    assert not [e for e in events if e.get("delta", {}).get("type") in ("thinking_delta", "signature_delta")]
+
+
+async def test_hidden_reasoning_is_kept_for_the_next_turn(client: httpx.AsyncClient) -> None:
+    first = (await ask(client, "remember this")).json()
+    messages = [
+        {"role": "user", "content": "remember this"},
+        {"role": "assistant", "content": first["content"]},
+        {"role": "user", "content": "and now?"},
+    ]
+    body = {"model": MODEL, "max_tokens": 100, "messages": messages}
+    usage = (await client.post("/v1/messages", json=body)).json()["usage"]
+    # The prompt and the answer, but for the token that ended it.
+    before = first["usage"]
+    assert usage["cache_read_input_tokens"] >= before["input_tokens"] + before["cache_read_input_tokens"]
+
+
+async def test_a_stream_says_at_once_how_long_its_prompt_is(client: httpx.AsyncClient) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "how long?"}]}
+    counted = (await client.post("/v1/messages/count_tokens", json=body)).json()["input_tokens"]
+    events = sse_events((await ask(client, "how long?", stream=True)).text)
+    assert events[0]["message"]["usage"]["input_tokens"] == counted
+    final = events[-2]["usage"]
+    assert final["input_tokens"] + final["cache_read_input_tokens"] == counted
+
+
+def test_hidden_reasoning_does_not_fall_silent() -> None:
+    writer = EventWriter("msg_1", "demo", thinking=False)
+    events = [event for _ in range(250) for event in writer.write(ReasoningDelta("hm"))]
+    assert events == [{"type": "ping"}] * 2
+
+
 async def test_stream_opens_and_closes_blocks(client: httpx.AsyncClient) -> None:
-    response = await ask(client, "weather?", tools=[TOOL], stream=True)
+    response = await ask(client, "weather?", tools=[TOOL], stream=True, thinking=THINKING)
     events = sse_events(response.text)
     assert [line.removeprefix("event: ") for line in response.text.split("\n") if line.startswith("event: ")] == [
         event["type"] for event in events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from pathlib import Path
@@ -155,6 +156,27 @@ async def test_idle_models_go_when_their_time_is_up(registry: Registry) -> None:
     while manager.loaded() and time.monotonic() - started < 10:
         await asyncio.sleep(0.02)
     assert manager.loaded() == []
+    await manager.close()
+
+
+async def test_what_was_asked_for_holds_until_somebody_asks_otherwise(registry: Registry) -> None:
+    loading = Loading()
+    loading.gate.set()
+    manager = ModelManager(ServerSettings(keep_alive_s=60), loading, registry, clock=lambda: 1000.0)
+    for asked, expires in ((None, 1060.0), (-1, math.inf), (None, math.inf), (30, 1030.0), (None, 1030.0)):
+        async with manager.use(MODEL, keep_alive_s=asked):
+            pass
+        assert manager.loaded()[0].expires_at == expires
+    async with manager.use(MODEL, at_least_s=45):
+        pass
+    assert manager.loaded()[0].expires_at == 1045
+    async with manager.use(MODEL, keep_alive_s=0):
+        pass
+    assert manager.loaded() == []
+    async with manager.use(MODEL):
+        pass
+    # Loaded anew it is kept as the server's default says.
+    assert manager.loaded()[0].expires_at == 1060
     await manager.close()
 
 

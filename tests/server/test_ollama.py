@@ -141,13 +141,32 @@ async def test_a_model_kept_for_thousands_of_years_is_listed(client: httpx.Async
 
 async def test_raw_is_plain_text(client: httpx.AsyncClient) -> None:
     body = {"model": MODEL, "prompt": "plain", "raw": True, "stream": False, "options": {"num_predict": 4}}
-    assert (await client.post("/api/generate", json=body)).status_code == 200
+    answer = await client.post("/api/generate", json=body)
+    assert answer.status_code == 200
+    assert "context" not in answer.json()
+    assert (await client.post("/api/generate", json={**body, "prompt": ""})).json()["done_reason"] == "load"
+
+
+async def test_null_is_as_good_as_absent(client: httpx.AsyncClient) -> None:
+    nothing = {"options": None, "format": None, "keep_alive": None, "think": None, "stream": False}
+    assert (await client.post("/api/chat", json={"model": MODEL, "messages": None, **nothing})).json()["done"]
+    assert (await client.post("/api/generate", json={"model": MODEL, "prompt": None, **nothing})).json()["done"]
+    assert (await client.post("/api/show", json={"model": MODEL, "name": None})).status_code == 200
+
+
+async def test_whole_numbers_may_be_written_with_a_point(client: httpx.AsyncClient) -> None:
+    answer = (await chat(client, "hi", stream=False, options={"num_predict": 3.0, "top_k": 40.0})).json()
+    assert (answer["eval_count"], answer["done_reason"]) == (3, "length")
 
 
 @pytest.mark.parametrize(
     ("path", "fields", "part"),
     [
         ("/api/generate", {"prompt": "x", "suffix": "y"}, "suffix"),
+        ("/api/generate", {"prompt": "x", "template": "{{ .Prompt }}!"}, "template"),
+        ("/api/generate", {"prompt": "x", "raw": True, "context": [1]}, "raw mode"),
+        ("/api/generate", {"prompt": "x", "raw": True, "system": "s"}, "raw mode"),
+        ("/api/generate", {"prompt": "x", "options": {"num_predict": 2.5}}, "num_predict"),
         ("/api/generate", {"prompt": "x", "images": ["aGk="]}, "text only"),
         ("/api/generate", {"prompt": "x", "format": "xml"}, "format"),
         ("/api/generate", {"prompt": "x", "options": {"temperature": "hot"}}, "temperature"),

@@ -12,7 +12,7 @@ from schemathesis.checks import not_a_server_error, response_schema_conformance,
 
 from mlx_gptoss.errors import ModelNotFoundError
 from mlx_gptoss.registry import Registry
-from mlx_gptoss.server.routes import ollama_models
+from mlx_gptoss.server import pulling
 from mlx_gptoss.server.settings import ServerSettings
 from tests.server.live import live
 from tests.server.support import MODEL, scripted_app
@@ -37,7 +37,7 @@ def server(registry: Registry) -> Any:
     limits = ServerSettings(shutdown_s=0.2, warm_up=False)
     app = scripted_app(registry, limits, context=700)
     with pytest.MonkeyPatch.context() as patch, live(app, limits) as running, requests.Session() as session:
-        patch.setattr(ollama_models, "pull", absent)
+        patch.setattr(pulling, "pull", absent)
         yield session, schemathesis.openapi.from_url(f"{running.url}/openapi.json")
 
 

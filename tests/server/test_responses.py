@@ -162,6 +162,8 @@ async def test_truncation_drops_the_oldest(registry: Registry) -> None:
     ("fields", "param"),
     [
         ({"input": ""}, "input"),
+        ({"input": 5}, "input"),
+        ({"tool_choice": 5}, "tool_choice"),
         ({"truncation": "sometimes"}, "truncation"),
         ({"conversation": "c"}, "conversation"),
         ({"input": [{"type": "alien"}]}, "input.0.type"),
@@ -176,5 +178,30 @@ async def test_bad_fields_are_named(client: httpx.AsyncClient, fields: dict[str,
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
-async def test_unknown_previous_response_is_404(client: httpx.AsyncClient) -> None:
-    assert (await ask(client, "hi", previous_response_id="resp_x")).status_code == 404
+async def test_what_is_not_stored(client: httpx.AsyncClient) -> None:
+    refused = await ask(client, "hi", previous_response_id="resp_x")
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "previous_response_id")
+    assert error["code"] == "previous_response_not_found"
+    kept_nowhere = (await ask(client, "hi", store=False)).json()["id"]
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+        missing = await client.request(method, f"/v1/responses/{kept_nowhere}{path}")
+        assert missing.status_code == 404
+        assert missing.json()["error"]["code"] == "response_not_found"
+
+
+async def test_a_stored_response_is_not_streamed_again(client: httpx.AsyncClient) -> None:
+    identifier = (await ask(client, "hi")).json()["id"]
+    assert (await client.get(f"/v1/responses/{identifier}?stream=false")).status_code == 200
+    refused = await client.get(f"/v1/responses/{identifier}?stream=true")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stream")
+
+
+@pytest.mark.parametrize("kind", ["mcp_call", "local_shell_call_output", "web_search_call"])
+async def test_history_of_other_tools_is_passed_over(client: httpx.AsyncClient, kind: str) -> None:
+    items = [{"type": kind, "id": "x_1"}, {"role": "user", "content": "hi", "id": None, "type": None}]
+    response = await ask(client, items)
+    assert response.json()["output"][-1]["content"][0]["text"] == "Hello there!"
+    listed = (await client.get(f"/v1/responses/{response.json()['id']}/input_items?order=asc")).json()["data"]
+    assert [item["type"] for item in listed] == [kind, "message"]
+    assert all(isinstance(item["id"], str) for item in listed)

@@ -47,8 +47,15 @@ async def test_a_rebound_host_is_refused(registry: Registry, host: str) -> None:
         assert "error" in response.json()
 
 
+@pytest.mark.parametrize("host", ["localhost:11434", "[::1]:1", "host.docker.internal:11434", "Host.Docker.Internal"])
+async def test_names_of_this_machine_are_let_in(registry: Registry, host: str) -> None:
+    async with client_of(scripted_app(registry)) as client:
+        assert (await client.get("/api/tags", headers={"Host": host})).status_code == 200
+
+
 @pytest.mark.parametrize(
-    "origin", ["https://evil.com", "http://localhost.evil.com", "null", "https://evil.com:11434", "x"]
+    "origin",
+    ["https://evil.com", "http://localhost.evil.com", "null", "https://evil.com:11434", "x", "http://[", "http://[::1"],
 )
 async def test_a_foreign_page_is_refused(registry: Registry, origin: str) -> None:
     async with client_of(scripted_app(registry)) as client:
@@ -88,6 +95,17 @@ async def test_key_is_needed_where_one_is_set(registry: Registry) -> None:
         for headers in ({"Authorization": "Bearer secret"}, {"x-api-key": "secret"}):
             assert (await client.get("/v1/models", headers=headers)).status_code == 200
         assert (await client.get("/health", headers={"Host": "my-mac.lan"})).status_code == 200
+
+
+async def test_a_page_that_is_let_in_can_read_why_it_was_refused(registry: Registry) -> None:
+    settings = ServerSettings(api_key="sesame", warm_up=False)
+    async with client_of(scripted_app(registry, settings)) as client:
+        refused = await client.get("/v1/models", headers={"Origin": "http://localhost:3000"})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "http://localhost:3000"
+        foreign = await client.get("/v1/models", headers={"Origin": "https://evil.com"})
+        assert foreign.status_code == 403
+        assert "access-control-allow-origin" not in foreign.headers
 
 
 async def test_a_body_beyond_the_bound_is_refused(registry: Registry) -> None:
@@ -139,9 +157,19 @@ async def test_health_and_metrics(registry: Registry) -> None:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
         await client.post("/v1/chat/completions", json=body)
         assert (await client.get("/health")).json()["loaded"] == [MODEL]
+        assert (await client.head("/health")).status_code == 200
         text = (await client.get("/metrics")).text
         assert 'mlx_gptoss_generations_total{finish_reason="stop"} 1.0' in text
         assert "mlx_gptoss_prefix_cache_bytes" in text
+
+
+async def test_metrics_do_not_grow_with_what_clients_make_up(registry: Registry) -> None:
+    async with client_of(scripted_app(registry)) as client:
+        for index in range(3):
+            await client.request(f"MADEUP{index}", f"/nothing/{index}")
+        text = (await client.get("/metrics")).text
+    assert 'mlx_gptoss_requests_total{method="other",route="other",status="404"} 3.0' in text
+    assert "MADEUP" not in text
 
 
 async def test_openapi_describes_every_route(registry: Registry) -> None:

@@ -245,6 +245,18 @@ def test_a_busy_model_does_not_keep_another_out(registry: Registry) -> None:
             future.result(20)
 
 
+def test_several_choices_do_not_wait_for_the_room_they_take(registry: Registry) -> None:
+    settings = ServerSettings(shutdown_s=0.2, warm_up=False)
+    app = build_app(settings, loader=Shelf().load, registry=two_models(registry))
+    with live(app, settings) as server, server.client(timeout=20) as client, ThreadPoolExecutor(6) as pool:
+
+        def ask(index: int) -> int:
+            model = MODEL if index % 3 else "someone/second"
+            return client.post("/v1/chat/completions", json={**ASK, "model": model, "n": 5}).status_code
+
+        assert list(pool.map(ask, range(12))) == [200] * 12
+
+
 def test_a_load_that_fails_fails_every_request_that_waits_for_it(registry: Registry) -> None:
     calls = []
 

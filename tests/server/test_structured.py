@@ -66,7 +66,8 @@ def formats(schema: Mapping[str, Any] | None) -> dict[str, tuple[str, dict[str, 
                               "options": {"num_predict": 400, "temperature": 1}},
         ),
         "anthropic": (
-            "/v1/messages", {**text, "messages": ASK, "max_tokens": 400, "output_config": {"format": flat}},
+            "/v1/messages", {**text, "messages": ASK, "max_tokens": 400, "output_config": {"format": flat},
+                             "thinking": {"type": "adaptive"}},
         ),
     }  # fmt: skip
 

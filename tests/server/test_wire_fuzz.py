@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from mlx_gptoss.errors import ModelNotFoundError
 from mlx_gptoss.registry import Registry
+from mlx_gptoss.server import pulling
 from mlx_gptoss.server.failure import api_of
-from mlx_gptoss.server.routes import ollama_models
 from tests.server.support import MODEL, WEATHER_TOOL, client_of, scripted_app
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -179,7 +179,7 @@ def rig(registry: Registry) -> Iterator[Rig]:
         raise ModelNotFoundError(f"no model {name!r} on the hub")
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(ollama_models, "pull", absent)
+    patch.setattr(pulling, "pull", absent)
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         client = runner.run(stack.enter_async_context(client_of(scripted_app(registry, context=700))))

@@ -9,6 +9,7 @@ from mlx_gptoss.engine.pace import BUSY_SECONDS, FIRST_BUSY_CHUNK, LARGEST_CHUNK
 
 def test_nothing_is_known_at_first() -> None:
     pace = Pace()
+    assert pace.idle_budget() == LARGEST_CHUNK
     assert pace.busy_budget() == FIRST_BUSY_CHUNK
     pace.stepped(10.0, 64)
     assert pace.busy_budget() == FIRST_BUSY_CHUNK
@@ -28,6 +29,15 @@ def test_the_budget_follows_the_speed_of_prefill(tokens: int, seconds: float, ex
     pace = Pace()
     pace.prefilled(tokens, seconds)
     assert pace.busy_budget() == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.5, LARGEST_CHUNK), (4.0, 512), (20.0, FIRST_BUSY_CHUNK), (3.9, 512)]
+)
+def test_a_chunk_alone_takes_about_a_second_on_a_slow_machine(seconds: float, expected: int) -> None:
+    pace = Pace()
+    pace.prefilled(2048, seconds)
+    assert pace.idle_budget() == expected
 
 
 def test_slow_steps_leave_more_to_prefill_without_counting_prefill_itself() -> None:

@@ -107,6 +107,17 @@ def test_aliases_inherit_and_are_removed_alone(registry: Registry) -> None:
     assert registry.find("20b")
 
 
+def test_a_model_that_other_names_stand_for_stays(registry: Registry) -> None:
+    folder = install(registry, "20b")
+    registry.set_alias(Alias("copy", "20b"))
+    with pytest.raises(InvalidRequestError, match="copy"):
+        registry.remove("20b")
+    assert (folder / "manifest.json").is_file()
+    registry.remove("copy")
+    registry.remove("20b")
+    assert not folder.exists()
+
+
 def test_an_alias_cannot_hide_a_model(registry: Registry) -> None:
     install(registry, "20b")
     with pytest.raises(InvalidRequestError):

@@ -17,7 +17,7 @@ from mlx_gptoss.server.generation import GenerationStream, begin, complete, guar
 from mlx_gptoss.server.http import SSE, body_schema, read_body, service_of, sse, stream_failure
 from mlx_gptoss.server.openapi import answers
 from mlx_gptoss.server.service import Running
-from mlx_gptoss.server.wire.anthropic import CountBody, EventWriter, MessagesBody, answer_of, to_request
+from mlx_gptoss.server.wire.anthropic import CountBody, EventWriter, MessagesBody, answer_of, shows_thinking, to_request
 
 router = APIRouter(tags=["anthropic"])
 
@@ -34,17 +34,16 @@ async def messages(request: Request) -> Response:
     identifier = f"msg_{uuid.uuid4().hex}"
     if not body.stream:
         completions, _ = await complete(request, body.model, [chat])
-        return JSONResponse(answer_of(identifier, body.model, completions[0]))
+        return JSONResponse(answer_of(identifier, body.model, completions[0], thinking=shows_thinking(body)))
     stack = AsyncExitStack()
     running = await begin(request, stack, body.model, [chat])
-    return GenerationStream(
-        guarded(_events(request, running[0], EventWriter(identifier, body.model)), error_event), stack, SSE
-    )
+    writer = EventWriter(identifier, body.model, shows_thinking(body))
+    return GenerationStream(guarded(_events(request, running[0], writer), error_event), stack, SSE)
 
 
 async def _events(request: Request, running: Running, writer: EventWriter) -> AsyncIterator[str]:
-    first = writer.open()
-    yield sse(first, event=first["type"])
+    for record in writer.open(running.prompt_tokens):
+        yield sse(record, event=record["type"])
     async for event in running.events:
         if isinstance(event, Done):
             note_completion(request, event)

@@ -59,6 +59,7 @@ def _summed(usages: Sequence[Usage], n: int) -> Usage:
 async def _chunks(
     request: Request, body: CompletionBody, running: Sequence[Running], identifier: str, created: int
 ) -> AsyncIterator[str]:
+    include_usage = body.stream_options is not None and body.stream_options.include_usage is True
     usages: dict[int, Usage] = {}
     offsets = dict.fromkeys(range(len(running)), 0)
     async for index, event in merge([generation.events for generation in running]):
@@ -72,8 +73,9 @@ async def _chunks(
             usages[index] = event.usage
             piece = choice(index, "", openai.finish_reason_of(event.finish_reason))
         if piece is not None:
-            yield sse(frame(identifier, body.model, created, [piece]))
-    if body.stream_options is not None and body.stream_options.include_usage:
+            chunk = frame(identifier, body.model, created, [piece])
+            yield sse({**chunk, "usage": None} if include_usage else chunk)
+    if include_usage:
         usage = openai.usage_of(_summed([usages[index] for index in sorted(usages)], body.n or 1))
         yield sse({**frame(identifier, body.model, created, []), "usage": usage})
     yield sse("[DONE]")

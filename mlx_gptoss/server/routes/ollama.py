@@ -43,22 +43,21 @@ router = APIRouter(tags=["ollama"])
 async def generate(request: Request) -> Response:
     """Ollama's generate: one prompt, streamed by default. An empty prompt loads or unloads the model."""
     body = await read_body(request, GenerateBody)
-    if not body.prompt and not body.raw:
+    if not body.prompt:
         return await _load_only(request, body, chat=False)
-    keep_alive = keep_alive_of(body)
+    keep_alive_of(body)  # What is wrong with it is said before anything is loaded.
     service = service_of(request)
     _, alias = service.models.target(body.model)
     defaults = alias.parameters if alias is not None else {}
     writer = LineWriter(body.model, chat=False, hide_thinking=body.think is False)
-    prompt_ids: tuple[int, ...] = ()
-    if body.context or not body.raw:
-        wanted = service.settings.keep_alive_s if keep_alive is None else keep_alive
+    prompt_ids: tuple[int, ...] | None = None
+    if not body.raw:
         # The answer follows: a model that is to go after it must not go, and be loaded again, before it.
-        async with service.models.use(body.model, wanted or _BETWEEN_S) as lease:
+        async with service.models.use(body.model, at_least_s=_BETWEEN_S) as lease:
             system = body.system or (alias.system if alias is not None else None)
             plain = generate_request(body, defaults, system=system, continuation=None)
             prompt_ids = await _prompt_ids(lease, plain, body)
-    continuation = prompt_ids if body.context and not body.raw else None
+    continuation = prompt_ids if body.context else None
     system = body.system or (alias.system if alias is not None else None)
     chat = generate_request(body, defaults, system=system, continuation=continuation)
     return await _answer(request, body, chat, writer, prompt_ids)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 
-from mlx_gptoss.errors import InvalidRequestError, ModelNotFoundError
-from mlx_gptoss.hub import PullProgress, pull
+from mlx_gptoss.errors import InvalidRequestError
 from mlx_gptoss.names import DEMO, resolve_model
 from mlx_gptoss.registry import Alias, canonical_name
 from mlx_gptoss.server.catalog import CatalogEntry, catalog, describe, ollama_name
 from mlx_gptoss.server.failure import body_of
 from mlx_gptoss.server.generation import guarded
 from mlx_gptoss.server.http import NDJSON, body_schema, ndjson, read_body, service_of, stream_failure, streaming
+from mlx_gptoss.server.models import ModelManager
 from mlx_gptoss.server.openapi import answers
-from mlx_gptoss.server.wire.ollama import options_of
+from mlx_gptoss.server.pulling import Pulling
+from mlx_gptoss.server.service import unless_disconnected
+from mlx_gptoss.server.wire.ollama import options_of, without_nulls
 
 # Clients switch features on by this version: it names the level of Ollama's API that is spoken here.
 OLLAMA_API_VERSION = "0.13.0"
@@ -34,6 +37,7 @@ class NamedBody(BaseModel):
     """A body that names a model, by the new field or the old one."""
 
     model_config = ConfigDict(extra="ignore")
+    _nulls = model_validator(mode="before")(without_nulls)
 
     model: str = Field(default="", max_length=512)
     name: str = Field(default="", max_length=512)
@@ -62,6 +66,8 @@ class CreateBody(NamedBody):
     system: str | None = None
     parameters: dict[str, Any] | None = None
     files: dict[str, str] | None = None
+    adapters: dict[str, str] | None = None
+    messages: list[Any] | None = None
     quantize: str | None = None
     template: str | None = None
 
@@ -96,7 +102,8 @@ def _tag(entry: CatalogEntry) -> dict[str, Any]:
 @router.get("/api/tags", responses=answers("models"))
 async def tags(request: Request) -> Response:
     """The models on this machine."""
-    entries = await asyncio.to_thread(catalog, service_of(request).models.registry)
+    manager = service_of(request).models
+    entries = await asyncio.to_thread(catalog, manager.registry, manager.settings.default_model)
     return JSONResponse({"models": [_tag(entry) for entry in entries]})
 
 
@@ -178,54 +185,47 @@ async def pull_model(request: Request) -> Response:
     name = canonical_name(body.named)
     lines = _pulling(request, name)
     if body.stream is False:
-        async for _ in lines:
-            pass
-        return JSONResponse({"status": "success"})
+
+        async def work() -> Response:
+            async with aclosing(lines):
+                async for _ in lines:
+                    pass
+            return JSONResponse({"status": "success"})
+
+        return await unless_disconnected(request, work)
     chunks = (ndjson(line) async for line in lines)
     return streaming(guarded(chunks, lambda error: ndjson(body_of(stream_failure(error), "ollama"))), NDJSON)
 
 
-async def _pulling(request: Request, name: str) -> AsyncIterator[dict[str, Any]]:
-    registry = service_of(request).models.registry
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[PullProgress | None] = asyncio.Queue()
-
-    def report(progress: PullProgress) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, progress)
-
-    def work() -> None:
-        if name == DEMO:
-            resolve_model(name, registry=registry)
-        else:
-            pull(name, registry=registry, progress=report)
-
+async def _pulling(request: Request, name: str) -> AsyncGenerator[dict[str, Any], None]:
+    service = service_of(request)
     yield {"status": "pulling manifest"}
-    job = asyncio.ensure_future(asyncio.to_thread(work))
-
-    def ended(done: asyncio.Future[None]) -> None:
-        if not done.cancelled():
-            done.exception()  # Read, so that a client that has left is no warning.
-        queue.put_nowait(None)
-
-    job.add_done_callback(ended)
     last: dict[str, Any] = {}
-    while (progress := await queue.get()) is not None:
-        word = f"pulling {progress.file}" if progress.phase == "download" else "converting"
-        line = {
-            "status": word,
-            "digest": f"sha256:{progress.phase}",
-            "total": progress.total,
-            "completed": progress.completed,
-        }
-        # Thousands of small steps a second would drown a client: a line each percent is plenty.
-        step = max(1, progress.total // 100)
-        if line["status"] != last.get("status") or line["completed"] - last.get("completed", 0) >= step:
-            last = line
-            yield line
-    await job
+    with service.kept(Pulling(name, service.models.registry)) as pulling:
+        async for progress in pulling.progress():
+            word = f"pulling {progress.file}" if progress.phase == "download" else "converting"
+            line = {
+                "status": word,
+                "digest": f"sha256:{progress.phase}",
+                "total": progress.total,
+                "completed": progress.completed,
+            }
+            # Thousands of small steps a second would drown a client: a line each percent is plenty.
+            step = max(1, progress.total // 100)
+            if line["status"] != last.get("status") or line["completed"] - last.get("completed", 0) >= step:
+                last = line
+                yield line
     yield {"status": "verifying sha256 digest"}
     yield {"status": "writing manifest"}
     yield {"status": "success"}
+
+
+def _name(manager: ModelManager, alias: Alias) -> None:
+    """Keep a new name for a model. The demo is installed by being named."""
+    target, _ = manager.target(alias.source)
+    if target == DEMO:
+        resolve_model(DEMO, registry=manager.registry)
+    manager.registry.set_alias(alias)
 
 
 @router.post("/api/copy", response_class=Response, responses=DONE, openapi_extra=body_schema(CopyBody))
@@ -233,8 +233,7 @@ async def copy(request: Request) -> Response:
     """A second name for a model."""
     body = await read_body(request, CopyBody)
     manager = service_of(request).models
-    manager.target(body.source)
-    await asyncio.to_thread(manager.registry.set_alias, Alias(canonical_name(body.destination), body.source))
+    await asyncio.to_thread(_name, manager, Alias(canonical_name(body.destination), body.source))
     return Response(status_code=200)
 
 
@@ -254,17 +253,15 @@ async def delete(request: Request) -> Response:
 async def create(request: Request) -> Response:
     """A model of its own name `from` another, with a system prompt and parameters."""
     body = await read_body(request, CreateBody)
-    if body.files or body.quantize or body.template:
+    if body.files or body.adapters or body.messages or body.quantize or body.template:
         raise InvalidRequestError(
             "only from, system and parameters are supported here", hint="Convert files with `mlx-gptoss convert`."
         )
     if not body.base:
         raise InvalidRequestError("from is required", param="from")
     options_of(body.parameters, None)  # What is wrong with them is said now, not at every request.
-    manager = service_of(request).models
-    manager.target(body.base)
     alias = Alias(canonical_name(body.named), body.base, body.system, body.parameters or {})
-    await asyncio.to_thread(manager.registry.set_alias, alias)
+    await asyncio.to_thread(_name, service_of(request).models, alias)
     if body.stream is False:
         return JSONResponse({"status": "success"})
 
@@ -287,7 +284,5 @@ class EmbedBody(NamedBody):
 async def embed(request: Request) -> Response:
     """gpt-oss has no embeddings; say so."""
     body = await read_body(request, EmbedBody)
-    known = {ollama_name(entry.name) for entry in catalog(service_of(request).models.registry)}
-    if body.named not in known and ollama_name(canonical_name(body.named)) not in known | {"demo:latest"}:
-        raise ModelNotFoundError(f"model {body.named!r} not found, try pulling it first")
+    service_of(request).models.target(body.named)
     raise InvalidRequestError("this model does not support embeddings", param="model")

@@ -27,7 +27,8 @@ def _model(entry: CatalogEntry, name: str | None = None) -> dict[str, Any]:
 @router.get("/v1/models", responses=answers("object", "data"))
 async def models(request: Request) -> Response:
     """The models on this machine."""
-    entries = await asyncio.to_thread(catalog, service_of(request).models.registry)
+    manager = service_of(request).models
+    entries = await asyncio.to_thread(catalog, manager.registry, manager.settings.default_model)
     return JSONResponse({"object": "list", "data": [_model(entry) for entry in entries]})
 
 

@@ -19,7 +19,7 @@ from mlx_gptoss.request import ChatRequest
 from mlx_gptoss.server.generation import GenerationStream, guarded, note_completion, start
 from mlx_gptoss.server.http import SSE, body_schema, read_body, service_of, sse, stream_failure, streaming
 from mlx_gptoss.server.openapi import answers
-from mlx_gptoss.server.response_store import ResponseStore, StoredResponse
+from mlx_gptoss.server.response_store import PreviousResponseError, ResponseNotFoundError, ResponseStore, StoredResponse
 from mlx_gptoss.server.service import Running, unless_disconnected
 from mlx_gptoss.server.wire.response_items import messages_of, new_id, stored_items
 from mlx_gptoss.server.wire.response_stream import ResponseWriter
@@ -56,7 +56,12 @@ class _Job:
         self.model = body.model or service.models.target(None)[0]
         earlier: tuple[Message, ...] = ()
         if body.previous_response_id is not None:
-            previous = self.store.get(body.previous_response_id)
+            try:
+                previous = self.store.get(body.previous_response_id)
+            except ResponseNotFoundError as error:
+                raise PreviousResponseError(
+                    f"previous response with id {body.previous_response_id!r} not found", param="previous_response_id"
+                ) from error
             if previous.response["status"] in ("queued", "in_progress"):
                 raise InvalidRequestError("the previous response is not finished", param="previous_response_id")
             earlier = previous.history
@@ -176,8 +181,12 @@ async def _in_background(job: _Job) -> Response:
 
 
 @router.get("/v1/responses/{identifier}", responses=answers("id", "object", "status", "output"))
-async def retrieve(request: Request, identifier: str) -> Response:
-    """A stored response."""
+async def retrieve(request: Request, identifier: str, stream: bool = False) -> Response:
+    """A stored response, whole: its events are streamed once, to whoever made it."""
+    if stream:
+        raise InvalidRequestError(
+            "a stored response cannot be streamed", param="stream", hint="Retrieve it until its status is final."
+        )
     return JSONResponse(store_of(request).get(identifier).response)
 
 

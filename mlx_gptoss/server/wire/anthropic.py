@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,6 +30,9 @@ from mlx_gptoss.stream import Completion
 
 # `budget_tokens` below the first bound reasons little, from the second on much.
 _LOW_BUDGET, _HIGH_BUDGET = 2_048, 16_384
+_PING: Mapping[str, Any] = {"type": "ping"}
+# Reasoning that is not shown says now and then that something is going on, so that nobody gives up waiting.
+_PING_EACH = 100
 
 
 class AnthropicMessage(BaseModel):
@@ -78,6 +81,11 @@ def effort_of(body: MessagesBody) -> Effort:
     if not isinstance(budget, int) or isinstance(budget, bool):
         return "medium"
     return "low" if budget < _LOW_BUDGET else "high" if budget >= _HIGH_BUDGET else "medium"
+
+
+def shows_thinking(body: MessagesBody) -> bool:
+    """Whether thinking blocks are wanted: as in the API, only when asked for. Much code reads `content[0].text`."""
+    return (body.thinking or {}).get("type") in ("enabled", "adaptive")
 
 
 def tools_of(body: MessagesBody) -> tuple[Tool, ...]:
@@ -233,10 +241,10 @@ def message_object(
     }
 
 
-def answer_of(identifier: str, model: str, completion: Completion) -> dict[str, Any]:
-    """The whole message."""
+def answer_of(identifier: str, model: str, completion: Completion, *, thinking: bool) -> dict[str, Any]:
+    """The whole message, with the reasoning if `thinking`."""
     content: list[dict[str, Any]] = []
-    if completion.reasoning:
+    if completion.reasoning and thinking:
         content.append({"type": "thinking", "thinking": completion.reasoning, "signature": ""})
     said = completion.preamble + completion.text
     if said or not completion.tool_calls:
@@ -261,41 +269,46 @@ class EventWriter:
 
     id: str
     model: str
-    index: int = -1
-    kind: str | None = None
-    blocks: int = field(default=0)
+    thinking: bool
+    _index: int = -1
+    _kind: str | None = None
+    _hidden: int = 0
 
-    def open(self) -> dict[str, Any]:
-        """The first event."""
-        return {"type": "message_start", "message": message_object(self.id, self.model, [], None, Usage())}
+    def open(self, prompt_tokens: int) -> list[dict[str, Any]]:
+        """The first events. What came from the cache is known, and told, at the end."""
+        message = message_object(self.id, self.model, [], None, Usage(prompt_tokens=prompt_tokens))
+        return [{"type": "message_start", "message": message}, dict(_PING)]
 
     def _close(self) -> list[dict[str, Any]]:
-        if self.kind is None:
+        if self._kind is None:
             return []
         closing: list[dict[str, Any]] = []
-        if self.kind == "thinking":
+        if self._kind == "thinking":
             closing.append(self._delta({"type": "signature_delta", "signature": ""}))
-        self.kind = None
-        return [*closing, {"type": "content_block_stop", "index": self.index}]
+        self._kind = None
+        return [*closing, {"type": "content_block_stop", "index": self._index}]
 
     def _begin(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:
         events = self._close()
-        self.index += 1
-        self.kind = kind
-        return [*events, {"type": "content_block_start", "index": self.index, "content_block": block}]
+        self._index += 1
+        self._kind = kind
+        return [*events, {"type": "content_block_start", "index": self._index, "content_block": block}]
 
     def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "content_block_delta", "index": self.index, "delta": delta}
+        return {"type": "content_block_delta", "index": self._index, "delta": delta}
 
     def write(self, event: Event) -> list[dict[str, Any]]:
         """The stream events for one event; those for `Done` close the message."""
         events: list[dict[str, Any]] = []
         if isinstance(event, ReasoningDelta):
-            if self.kind != "thinking":
+            if not self.thinking:
+                self._hidden += 1
+                return [] if self._hidden % _PING_EACH else [dict(_PING)]
+            if self._kind != "thinking":
                 events = self._begin("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             return [*events, self._delta({"type": "thinking_delta", "thinking": event.text})]
         if isinstance(event, TextDelta | PreambleDelta):
-            if self.kind != "text":
+            if self._kind != "text":
                 events = self._begin("text", {"type": "text", "text": ""})
             return [*events, self._delta({"type": "text_delta", "text": event.text})]
         if isinstance(event, ToolCallStart):
@@ -304,7 +317,7 @@ class EventWriter:
             return [self._delta({"type": "input_json_delta", "partial_json": event.arguments})]
         if isinstance(event, ToolCallEnd):
             return self._close()
-        events = [] if self.index >= 0 else self._begin("text", {"type": "text", "text": ""})
+        events = [] if self._index >= 0 else self._begin("text", {"type": "text", "text": ""})
         delta = {"stop_reason": stop_reason_of(event), "stop_sequence": event.stop}
         closing: list[dict[str, Any]] = [
             {"type": "message_delta", "delta": delta, "usage": usage_of(event.usage)},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlx_gptoss.errors import InvalidRequestError
 from mlx_gptoss.events import (
@@ -37,10 +37,16 @@ from mlx_gptoss.server.wire import openai
 NANOSECONDS = 1_000_000_000
 
 
+def without_nulls(values: Any) -> Any:
+    """A body's fields without those that are null: to Ollama they are as good as absent."""
+    return {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+
+
 class OllamaBody(BaseModel):
     """What generate and chat share. Fields we do not know are ignored, as Ollama does."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    _nulls = model_validator(mode="before")(without_nulls)
 
     model: str = Field(max_length=512)
     stream: bool | None = None
@@ -108,7 +114,7 @@ def effort_of(think: bool | str | None) -> Effort:
     """`think` as a level; a plain true is medium, and since gpt-oss always reasons a plain false is low."""
     if isinstance(think, bool):
         return "medium" if think else "low"
-    if think is not None and think not in ("low", "medium", "high"):
+    if think is not None and think not in ("low", "medium", "high", "max"):
         raise InvalidRequestError("not a think value", param="think", expected="true, false, low, medium or high")
     return openai.effort_of(think)
 
@@ -171,11 +177,12 @@ def options_of(options: Mapping[str, Any] | None, logprobs: int | None) -> Optio
     if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
         raise InvalidRequestError("option 'stop' is not a list of texts", param="stop")
     limit = values.get("num_predict")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+    whole = isinstance(limit, int) or (isinstance(limit, float) and limit.is_integer())
+    if limit is not None and (isinstance(limit, bool) or not whole):
         raise InvalidRequestError("option 'num_predict' is not a whole number", param="num_predict", got=repr(limit))
     return Options(
         sampling=SamplingParams(**given, logprobs=logprobs),
-        max_tokens=limit if limit is not None and limit > 0 else None,
+        max_tokens=int(limit) if limit is not None and limit > 0 else None,
         stop=tuple(text for text in stops if text)[:16],
     )
 
@@ -210,7 +217,11 @@ def generate_request(
     if body.suffix:
         raise InvalidRequestError("gpt-oss cannot fill in the middle; suffix is not supported", param="suffix")
     if body.raw:
+        if body.system or body.context or body.template:
+            raise InvalidRequestError("raw mode does not support template, system, or context", param="raw")
         return _request(body, defaults, raw_prompt=body.prompt)
+    if body.template:
+        raise InvalidRequestError("template is not supported; use raw for a prompt of your own form", param="template")
     if continuation is not None:
         return _request(body, defaults, prompt_ids=continuation)
     messages: list[Message] = [SystemMessage(system)] if system else []

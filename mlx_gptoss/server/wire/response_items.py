@@ -23,8 +23,10 @@ from mlx_gptoss.server.wire import openai
 
 # Items of hosted tools: history of another service's tools, which gpt-oss here neither runs nor needs.
 _PASSED_OVER = frozenset(
-    {"web_search_call", "file_search_call", "computer_call", "image_generation_call", "code_interpreter_call",
-     "mcp_list_tools", "mcp_approval_request", "compaction"}
+    {"web_search_call", "file_search_call", "computer_call", "computer_call_output", "image_generation_call",
+     "code_interpreter_call", "local_shell_call", "local_shell_call_output", "shell_call", "shell_call_output",
+     "apply_patch_call", "apply_patch_call_output", "mcp_call", "mcp_list_tools", "mcp_approval_request",
+     "mcp_approval_response", "tool_search_call", "tool_search_output", "compaction"}
 )  # fmt: skip
 
 
@@ -105,7 +107,7 @@ def messages_of(
 def _add(
     turns: _Turns, item: Mapping[str, Any], param: str, resolve: Callable[[str], Mapping[str, Any] | None]
 ) -> None:
-    kind = item.get("type", "message")
+    kind = item.get("type") or "message"
     if kind == "item_reference":
         found = resolve(str(item.get("id")))
         if found is None:
@@ -156,9 +158,10 @@ def stored_items(items: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any
         items = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": items}]}]
     listed = []
     for item in items:
-        kind = item.get("type", "message")
-        entry = {"type": kind, **item}
-        entry.setdefault("id", new_id({"message": "msg", "reasoning": "rs"}.get(str(kind), "item")))
+        kind = item.get("type") or "message"
+        entry = {**item, "type": kind}
+        if not isinstance(entry.get("id"), str):  # some clients send null
+            entry["id"] = new_id({"message": "msg", "reasoning": "rs"}.get(str(kind), "item"))
         if kind == "message" and isinstance(entry.get("content"), str):
             part = "output_text" if entry.get("role") == "assistant" else "input_text"
             entry["content"] = [{"type": part, "text": entry["content"]}]
