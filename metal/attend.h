@@ -13,6 +13,8 @@
 #define ATTEND_DIM 64
 // Floats of one head's part: 64 sums, their maximum score, their denominator, 2 of padding.
 #define ATTEND_PART 68
+// float4s of threadgroup memory a simdgroup has for its sums in `finish`, and for weights of up to 60 keys before.
+#define ATTEND_MEMORY (ATTEND_HEADS * ATTEND_DIM / 4)
 
 METAL_FUNC float no_score() {
   return as_type<float>(0xff800000u);
@@ -71,9 +73,18 @@ METAL_FUNC void load_queries(const device float* q, int heads, uint lane, thread
       out[8 * j + i] = 0.0f;
     }
     if (h < heads) {
-      read8(q, h * 8 + dims, out + 8 * j);
+      read8(q + h * ATTEND_DIM + dims * 8, 0, out + 8 * j);
     }
   }
+}
+
+// Where row `at` of the tail begins, which follows a main cache's keys; rows from n_tail on are the new position's.
+template <typename T>
+METAL_FUNC const device T* row_of(
+    const device T* main, const device T* tail, const device T* fresh, int n_main, int n_tail, int at) {
+  const device T* old = at < 0 ? main : tail;
+  int row = at < 0 ? n_main + at : at;
+  return at < n_tail ? old + row * ATTEND_DIM : fresh;
 }
 
 // Scores of 4 U keys, times log2(e) / sqrt(64): `raw` holds this lane's 8 values of keys 4 u + lane / 8 as from load8,
@@ -113,12 +124,7 @@ METAL_FUNC void score_keys(const device T* type, const thread float* q, const th
   }
 }
 
-// float4s of threadgroup memory in which a simdgroup passes on the weights of 4 U keys, and by how much old sums shrink.
-constexpr int attend_weights(int u) {
-  return (u + 1) * ATTEND_HEADS;
-}
-
-// Turns the scores of 4 U keys into weights in `memory`. `m` is the maximum of head lane % 8, the same in all 4 lanes of
+// Turns the scores of 4 U keys into weights in the simdgroup's `memory`, behind them by how much old sums shrink. `m` is the maximum of head lane % 8, the same in all 4 lanes of
 // that head, `l` this lane's share of its denominator.
 template <int U>
 METAL_FUNC void weigh_keys(
@@ -165,11 +171,6 @@ METAL_FUNC void add_values(
   }
 }
 
-// float4s of threadgroup memory that `finish` needs for sums; it also needs a float2 a simdgroup and head.
-constexpr int attend_memory(int simdgroups) {
-  return simdgroups * ATTEND_HEADS * ATTEND_DIM / 4;
-}
-
 // Adds up the simdgroups of a threadgroup and writes `heads` heads: with FINAL the attention itself, [heads, 64], the
 // sink counted here; else parts for the merge kernel, [heads, part_stride, 68] at part `part`.
 template <int SIMDGROUPS, bool FINAL, typename B>
@@ -186,11 +187,12 @@ METAL_FUNC void finish(
     uint simdgroup,
     uint lane,
     device float* out) {
+  // The last weights have been read.
+  simdgroup_barrier(mem_flags::mem_threadgroup);
 #pragma clang loop unroll(full)
   for (int h = 0; h < ATTEND_HEADS; ++h) {
     ((threadgroup float2*)memory)[(int(simdgroup) * ATTEND_HEADS + h) * (ATTEND_DIM / 2) + int(lane)] = acc[h];
   }
-  simdgroup_barrier(mem_flags::mem_none);
   l += simd_shuffle_xor(l, ushort(8));
   l += simd_shuffle_xor(l, ushort(16));
   if (lane < ATTEND_HEADS) {
@@ -208,7 +210,7 @@ METAL_FUNC void finish(
 #pragma clang loop unroll(full)
     for (int g = 0; g < SIMDGROUPS; ++g) {
       stat[g] = stats[g * ATTEND_HEADS + h];
-      sums[g] = memory[g * (ATTEND_HEADS * ATTEND_DIM / 4) + i];
+      sums[g] = memory[g * ATTEND_MEMORY + i];
       top = metal::max(top, stat[g].x);
     }
     float4 sum = float4(0.0f);

@@ -32,8 +32,7 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
     uint3 threadgroups_per_grid [[threadgroups_per_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-  threadgroup float4 memory[attend_memory(SIMDGROUPS)];
-  threadgroup float4 weights[SIMDGROUPS * attend_weights(UNROLL)];
+  threadgroup float4 memory[SIMDGROUPS * ATTEND_MEMORY];
   threadgroup float2 stats[SIMDGROUPS * ATTEND_HEADS];
   constexpr int GROUPS = (HEADS + 7) / 8;
   constexpr int BLOCK = 4 * UNROLL;
@@ -50,15 +49,15 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
   int n_tail = lengths[2];
   int capacity = lengths[3];
   int row = lengths[4];
-  float queries[64];
-  load_queries(q + (row * KV_HEADS * HEADS + head) * 64, heads, lane, queries);
   int count = n_main + n_tail + 1;
   const device T* keys = main_k + size_t(kv) * capacity * 64;
   const device T* values = main_v + size_t(kv) * capacity * 64;
   int tail = kv * TAIL * 64;
   int fresh = (row * KV_HEADS + kv) * 64;
+  int key = int(lane >> 3);
   int dims = int(lane & 7u);
-  threadgroup float4* passed = weights + int(simdgroup_index_in_threadgroup) * attend_weights(UNROLL);
+  threadgroup float4* weights = memory + int(simdgroup_index_in_threadgroup) * ATTEND_MEMORY;
+  float queries[64];
   float m = -1e30f;
   float l = 0.0f;
   float2 acc[ATTEND_HEADS];
@@ -68,59 +67,71 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
   }
   uint raw_k[UNROLL * WORDS];
   uint raw_v[BLOCK * PAIR];
-  int first = (part * SIMDGROUPS + int(simdgroup_index_in_threadgroup)) * BLOCK;
+  int first = (int(simdgroup_index_in_threadgroup) * parts + part) * BLOCK;
   // The next keys are on their way while the present values are used, and the values while the keys are.
   for (int base = first;; base += parts * SIMDGROUPS * BLOCK) {
-    if (base + BLOCK <= n_main) {
+    bool whole = base + BLOCK <= n_main;
+    if (whole) {
 #pragma clang loop unroll(full)
       for (int u = 0; u < UNROLL; ++u) {
-        load8(keys + base * 64, (4 * u + int(lane >> 3)) * 8 + dims, raw_k + u * WORDS);
+        load8(keys + base * 64 + int(lane) * 8, 32 * u, raw_k + u * WORDS);
       }
     } else if (base < count) {
+      // Lanes past the end take the new position, whose weight is then zero.
 #pragma clang loop unroll(full)
       for (int u = 0; u < UNROLL; ++u) {
-        int key = base + 4 * u + int(lane >> 3);
-        int at = key - n_main;
-        // Lanes past the end take the new position, whose weight is then zero.
-        load8(at >= n_tail ? k + fresh : at < 0 ? keys + key * 64 : tail_k + tail + at * 64, dims, raw_k + u * WORDS);
-        if (key < count && at >= 0 && group == 0) {
-          store8(next_k + tail, at * 8 + dims, raw_k + u * WORDS);
-        }
+        int at = base + 4 * u + key - n_main;
+        load8(row_of(keys, tail_k + tail, k + fresh, n_main, n_tail, at), dims, raw_k + u * WORDS);
       }
     }
     if (base > first) {
-      add_values<UNROLL>(main_v, raw_v, passed, acc);
+      add_values<UNROLL>(main_v, raw_v, weights, acc);
     }
     if (base >= count) {
       break;
     }
-    if (base + BLOCK <= n_main) {
+    if (whole) {
 #pragma clang loop unroll(full)
       for (int u = 0; u < BLOCK; ++u) {
-        load2(values + base * 64, u * 32 + int(lane), raw_v + u * PAIR);
+        load2(values + base * 64 + int(lane) * 2, 32 * u, raw_v + u * PAIR);
       }
     } else {
 #pragma clang loop unroll(full)
       for (int u = 0; u < BLOCK; ++u) {
         int at = base + u - n_main;
-        load2(
-            at >= n_tail ? v + fresh : at < 0 ? values + (base + u) * 64 : tail_v + tail + at * 64,
-            int(lane),
-            raw_v + u * PAIR);
-        if (base + u < count && at >= 0 && group == 0) {
+        load2(row_of(values, tail_v + tail, v + fresh, n_main, n_tail, at), int(lane), raw_v + u * PAIR);
+      }
+      // Ends otherwise than the branch above, lest a compiler merge their loads and carry a pointer for each.
+      simdgroup_barrier(mem_flags::mem_none);
+    }
+    if (base == first) {
+      load_queries(q + (row * KV_HEADS * HEADS + head) * 64, heads, lane, queries);
+    }
+    // Holds the loads above in place; the weights have been read.
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    if (!whole && group == 0) {
+#pragma clang loop unroll(full)
+      for (int u = 0; u < UNROLL; ++u) {
+        int at = base + 4 * u + key - n_main;
+        if (at >= 0 && at <= n_tail) {
+          store8(next_k + tail, at * 8 + dims, raw_k + u * WORDS);
+        }
+      }
+#pragma clang loop unroll(full)
+      for (int u = 0; u < BLOCK; ++u) {
+        int at = base + u - n_main;
+        if (at >= 0 && at <= n_tail) {
           store2(next_v + tail, at * 32 + int(lane), raw_v + u * PAIR);
         }
       }
     }
-    // Holds the loads above in place; the weights have been read.
-    simdgroup_barrier(mem_flags::mem_threadgroup);
     float score[UNROLL];
     score_keys<UNROLL>(main_k, queries, raw_k, score);
 #pragma clang loop unroll(full)
     for (int u = 0; u < UNROLL; ++u) {
-      score[u] = base + 4 * u + int(lane >> 3) < count ? score[u] : no_score();
+      score[u] = base + 4 * u + key < count ? score[u] : no_score();
     }
-    weigh_keys<UNROLL>(score, lane, m, l, passed);
+    weigh_keys<UNROLL>(score, lane, m, l, weights);
   }
   device float* to = FINAL ? out + head * 64 : out + head * parts * ATTEND_PART;
   finish<SIMDGROUPS, FINAL>(
