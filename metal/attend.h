@@ -78,15 +78,6 @@ METAL_FUNC void load_queries(const device float* q, int heads, uint lane, thread
   }
 }
 
-// Where row `at` of the tail begins, which follows a main cache's keys; rows from n_tail on are the new position's.
-template <typename T>
-METAL_FUNC const device T* row_of(
-    const device T* main, const device T* tail, const device T* fresh, int n_main, int n_tail, int at) {
-  const device T* old = at < 0 ? main : tail;
-  int row = at < 0 ? n_main + at : at;
-  return at < n_tail ? old + row * ATTEND_DIM : fresh;
-}
-
 // Scores of 4 U keys, times log2(e) / sqrt(64): `raw` holds this lane's 8 values of keys 4 u + lane / 8 as from load8,
 // out[u] becomes the score of that key and head lane % 8. The barrier tells compilers that the simdgroup is together.
 template <int U, typename T>

@@ -4,8 +4,8 @@
 //              [KV_HEADS, TAIL, 64], lengths[2] < TAIL valid; sinks [KV_HEADS * HEADS]; lengths i32 [8];
 //              next_k, next_v: the tail with the position written at lengths[2], later rows undefined;
 //              out: FINAL [KV_HEADS * HEADS, 64] f32, else parts [KV_HEADS * HEADS, parts, 68] for attention_merge.
-// grid         parts x KV_HEADS * ceil(HEADS / 8) threadgroups; main cache, tail and the new position are one run of keys,
-//              whose blocks of 4 UNROLL go round the simdgroups of all parts. FINAL needs one part.
+// grid         parts x KV_HEADS * ceil(HEADS / 8) threadgroups; blocks of 4 UNROLL keys, the main cache's and then
+//              the tail's, go round the parts and their simdgroups. FINAL needs one part.
 // threadgroup  32 SIMDGROUPS threads.
 // bytes        every valid K and V once (once for 8 query heads), the valid tail written once.
 // why          stock kernels read K and V once for each of the 8 query heads, or know no sinks; a cache that only grows
@@ -49,7 +49,9 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
   int n_tail = lengths[2];
   int capacity = lengths[3];
   int row = lengths[4];
-  int count = n_main + n_tail + 1;
+  // Blocks of the main cache first, then of the tail with the new position behind it.
+  int n_blocks = (n_main + BLOCK - 1) / BLOCK;
+  int blocks = n_blocks + n_tail / BLOCK + 1;
   const device T* keys = main_k + size_t(kv) * capacity * 64;
   const device T* values = main_v + size_t(kv) * capacity * 64;
   int tail = kv * TAIL * 64;
@@ -67,61 +69,64 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
   }
   uint raw_k[UNROLL * WORDS];
   uint raw_v[BLOCK * PAIR];
-  int first = (int(simdgroup_index_in_threadgroup) * parts + part) * BLOCK;
+  int first = int(simdgroup_index_in_threadgroup) * parts + part;
   // The next keys are on their way while the present values are used, and the values while the keys are.
-  for (int base = first;; base += parts * SIMDGROUPS * BLOCK) {
-    bool whole = base + BLOCK <= n_main;
-    if (whole) {
+  for (int block = first;; block += parts * SIMDGROUPS) {
+    bool old = block < n_blocks;
+    int base = (old ? block : block - n_blocks) * BLOCK;
+    int have = (old ? n_main : n_tail) - base;
+    if (block < blocks) {
+      const device T* from = (old ? keys : tail_k + tail) + base * 64;
+      if (have >= BLOCK) {
 #pragma clang loop unroll(full)
-      for (int u = 0; u < UNROLL; ++u) {
-        load8(keys + base * 64 + int(lane) * 8, 32 * u, raw_k + u * WORDS);
-      }
-    } else if (base < count) {
-      // Lanes past the end take the new position, whose weight is then zero.
+        for (int u = 0; u < UNROLL; ++u) {
+          load8(from + int(lane) * 8, 32 * u, raw_k + u * WORDS);
+        }
+      } else {
+        // What is missing is the new position, at first as a key and then as keys of no weight.
 #pragma clang loop unroll(full)
-      for (int u = 0; u < UNROLL; ++u) {
-        int at = base + 4 * u + key - n_main;
-        load8(row_of(keys, tail_k + tail, k + fresh, n_main, n_tail, at), dims, raw_k + u * WORDS);
+        for (int u = 0; u < UNROLL; ++u) {
+          load8(4 * u + key < have ? from + (4 * u + key) * 64 : k + fresh, dims, raw_k + u * WORDS);
+        }
       }
     }
-    if (base > first) {
+    if (block > first) {
       add_values<UNROLL>(main_v, raw_v, weights, acc);
     }
-    if (base >= count) {
+    if (block >= blocks) {
       break;
     }
-    if (whole) {
+    const device T* from = (old ? values : tail_v + tail) + base * 64;
+    if (have >= BLOCK) {
 #pragma clang loop unroll(full)
       for (int u = 0; u < BLOCK; ++u) {
-        load2(values + base * 64 + int(lane) * 2, 32 * u, raw_v + u * PAIR);
+        load2(from + int(lane) * 2, 32 * u, raw_v + u * PAIR);
       }
     } else {
 #pragma clang loop unroll(full)
       for (int u = 0; u < BLOCK; ++u) {
-        int at = base + u - n_main;
-        load2(row_of(values, tail_v + tail, v + fresh, n_main, n_tail, at), int(lane), raw_v + u * PAIR);
+        load2(u < have ? from + u * 64 : v + fresh, int(lane), raw_v + u * PAIR);
       }
       // Ends otherwise than the branch above, lest a compiler merge their loads and carry a pointer for each.
       simdgroup_barrier(mem_flags::mem_none);
     }
-    if (base == first) {
+    if (block == first) {
       load_queries(q + (row * KV_HEADS * HEADS + head) * 64, heads, lane, queries);
     }
     // Holds the loads above in place; the weights have been read.
     simdgroup_barrier(mem_flags::mem_threadgroup);
-    if (!whole && group == 0) {
+    int valid = old ? have : have + 1;
+    if (!old && group == 0) {
 #pragma clang loop unroll(full)
       for (int u = 0; u < UNROLL; ++u) {
-        int at = base + 4 * u + key - n_main;
-        if (at >= 0 && at <= n_tail) {
-          store8(next_k + tail, at * 8 + dims, raw_k + u * WORDS);
+        if (4 * u + key < valid) {
+          store8(next_k + tail + base * 64 + int(lane) * 8, 32 * u, raw_k + u * WORDS);
         }
       }
 #pragma clang loop unroll(full)
       for (int u = 0; u < BLOCK; ++u) {
-        int at = base + u - n_main;
-        if (at >= 0 && at <= n_tail) {
-          store2(next_v + tail, at * 32 + int(lane), raw_v + u * PAIR);
+        if (u < valid) {
+          store2(next_v + tail + base * 64 + int(lane) * 2, 32 * u, raw_v + u * PAIR);
         }
       }
     }
@@ -129,7 +134,7 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
     score_keys<UNROLL>(main_k, queries, raw_k, score);
 #pragma clang loop unroll(full)
     for (int u = 0; u < UNROLL; ++u) {
-      score[u] = base + 4 * u + key < count ? score[u] : no_score();
+      score[u] = 4 * u + key < valid ? score[u] : no_score();
     }
     weigh_keys<UNROLL>(score, lane, m, l, weights);
   }
