@@ -116,6 +116,14 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
     // Holds the loads above in place; the weights have been read.
     simdgroup_barrier(mem_flags::mem_threadgroup);
     int valid = old ? have : have + 1;
+    float score[UNROLL];
+    score_keys<UNROLL>(main_k, queries, raw_k, score);
+#pragma clang loop unroll(full)
+    for (int u = 0; u < UNROLL; ++u) {
+      score[u] = 4 * u + key < valid ? score[u] : no_score();
+    }
+    weigh_keys<UNROLL>(score, lane, m, l, weights);
+    // Last, since nothing else of this step waits for the values.
     if (!old && group == 0) {
 #pragma clang loop unroll(full)
       for (int u = 0; u < UNROLL; ++u) {
@@ -130,13 +138,6 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
         }
       }
     }
-    float score[UNROLL];
-    score_keys<UNROLL>(main_k, queries, raw_k, score);
-#pragma clang loop unroll(full)
-    for (int u = 0; u < UNROLL; ++u) {
-      score[u] = 4 * u + key < valid ? score[u] : no_score();
-    }
-    weigh_keys<UNROLL>(score, lane, m, l, weights);
   }
   device float* to = FINAL ? out + head * 64 : out + head * parts * ATTEND_PART;
   finish<SIMDGROUPS, FINAL>(
