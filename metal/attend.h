@@ -1,11 +1,11 @@
 // One query position's attention over a stream of keys: up to 8 query heads that share a key/value head, head_dim 64.
 //
-// A key is 8 lanes wide (8 values a lane, 16 bytes in bf16), so a simdgroup reads 4 neighbouring keys at a time, once for
-// all heads. Lane d of the 8 keeps the heads in the order d, d ^ 1, d ^ 2 ... d ^ 7: the lanes' partial scores are then
-// added by 4 + 2 + 1 shuffles that need no choice of what to exchange (a choice beside a shuffle invites a compiler to
-// branch around it), and lane d ends with head d's score, one of its own a key. The weights pass through threadgroup
-// memory; for the values a lane holds two of the 64 dimensions and all keys, so that the lanes have nothing to add up at
-// the end. The softmax is online, in powers of two.
+// A key is 8 lanes wide (8 values a lane, 16 bytes in bf16), so a simdgroup reads 4 neighbouring keys at a time, once
+// for all heads. Lane d of the 8 keeps the heads in the order d, d ^ 1, d ^ 2 ... d ^ 7: the lanes' partial scores are
+// then added by 4 + 2 + 1 shuffles that need no choice of what to exchange (a choice beside a shuffle invites a
+// compiler to branch around it), and lane d ends with head d's score, one of its own a key. The weights pass through
+// threadgroup memory; for the values a lane holds two of the 64 dimensions and all keys, so that the lanes have nothing to add up
+// at the end. The softmax is online, in powers of two.
 #pragma once
 #include "common.h"
 
@@ -115,8 +115,8 @@ METAL_FUNC void score_keys(const device T* type, const thread float* q, const th
   }
 }
 
-// Turns the scores of 4 U keys into weights in the simdgroup's `memory`, behind them by how much old sums shrink. `m` is the maximum of head lane % 8, the same in all 4 lanes of
-// that head, `l` this lane's share of its denominator.
+// Turns the scores of 4 U keys into weights in the simdgroup's `memory`, behind them by how much old sums shrink. `m`
+// is the maximum of head lane % 8, the same in all 4 lanes of that head, `l` this lane's share of its denominator.
 template <int U>
 METAL_FUNC void weigh_keys(
     thread float* score, uint lane, thread float& m, thread float& l, threadgroup float4* memory) {
