@@ -4,8 +4,8 @@
 // for all heads. Lane d of the 8 keeps the heads in the order d, d ^ 1, d ^ 2 ... d ^ 7: the lanes' partial scores are
 // then added by 4 + 2 + 1 shuffles that need no choice of what to exchange (a choice beside a shuffle invites a
 // compiler to branch around it), and lane d ends with head d's score, one of its own a key. The weights pass through
-// threadgroup memory; for the values a lane holds two of the 64 dimensions and all keys, so that the lanes have nothing to add up
-// at the end. The softmax is online, in powers of two.
+// threadgroup memory; for the values a lane holds two of the 64 dimensions and all keys, so that the lanes have
+// nothing to add up at the end. The softmax is online, in powers of two.
 #pragma once
 #include "common.h"
 
