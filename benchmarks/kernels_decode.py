@@ -443,7 +443,7 @@ def tune(backend: Backend, budget_s: float) -> Tuning:
     search("out", matrices, lambda bench: bench.out("bf16").us)
     search("router", [Rows(1, s, u) for s in (1, 4, 8) for u in (6, 12)], lambda bench: bench.router(32).us)
     full = [Attention(s, u, split_keys=k, max_parts=p)
-            for s, u in ((4, 1), (4, 2), (8, 1)) for k, p in ((64, 32), (128, 32), (64, 64))]  # fmt: skip
+            for s, u in ((4, 2), (4, 4), (6, 4), (12, 2), (12, 4)) for k, p in ((64, 16), (64, 32))]  # fmt: skip
     search("full", full, lambda bench: bench.full(8192).us + 0.2 * bench.full(131072).us)
     search("sliding", [Attention(s, u) for s, u in ((4, 1), (4, 2), (8, 1), (8, 2))], lambda bench: bench.sliding().us)
     return best

@@ -4,12 +4,13 @@
 //              [KV_HEADS, TAIL, 64], lengths[2] < TAIL valid; sinks [KV_HEADS * HEADS]; lengths i32 [8];
 //              next_k, next_v: the tail with the position written at lengths[2], later rows undefined;
 //              out: FINAL [KV_HEADS * HEADS, 64] f32, else parts [KV_HEADS * HEADS, parts, 68] for attention_merge.
-// grid         parts x KV_HEADS * ceil(HEADS / 8) threadgroups; part i takes the i-th stretch of the main cache, the
-//              last part the tail as well. FINAL needs one part.
+// grid         parts x KV_HEADS * ceil(HEADS / 8) threadgroups; blocks of 4 UNROLL keys, the main cache's and then
+//              the tail's, go round the parts and their simdgroups. FINAL needs one part.
 // threadgroup  32 SIMDGROUPS threads.
 // bytes        every valid K and V once (once for 8 query heads), the valid tail written once.
 // why          stock kernels read K and V once for each of the 8 query heads, or know no sinks; a cache that only grows
-//              in its small tail is never copied.
+//              in its small tail is never copied. Blocks in turn need no division before the first load, and no part
+//              has the tail to itself.
 // reference    mlx_gptoss/kernels/attention.py, attention_full_twin.
 #include "attend.h"
 
@@ -31,89 +32,111 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
     uint3 threadgroups_per_grid [[threadgroups_per_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-  threadgroup float4 memory[attend_memory(SIMDGROUPS)];
-  threadgroup float stats[SIMDGROUPS * ATTEND_HEADS * 2];
+  threadgroup float4 memory[SIMDGROUPS * ATTEND_MEMORY];
+  threadgroup float2 stats[SIMDGROUPS * ATTEND_HEADS];
   constexpr int GROUPS = (HEADS + 7) / 8;
   constexpr int BLOCK = 4 * UNROLL;
+  constexpr int WORDS = 2 * sizeof(T);  // of 8 values
+  constexpr int PAIR = sizeof(T) / 2;   // of 2 values
   uint lane = thread_index_in_simdgroup;
   int part = int(threadgroup_position_in_grid.x);
   int parts = int(threadgroups_per_grid.x);
   int kv = int(threadgroup_position_in_grid.y) / GROUPS;
   int group = int(threadgroup_position_in_grid.y) % GROUPS;
-  int heads = metal::min(HEADS - 8 * group, 8);
+  int heads = HEADS % 8 == 0 ? 8 : metal::min(HEADS - 8 * group, 8);
   int head = kv * HEADS + 8 * group;
-  int row = lengths[4];
-  int capacity = lengths[3];
-  int dims = int(lane & 7u);
-  float queries[64];
-  load_queries(q + (row * KV_HEADS * HEADS + head) * 64, heads, lane, queries);
-  float m[ATTEND_HEADS];
-  float l[ATTEND_HEADS];
-  float acc[64];
-  for (int h = 0; h < ATTEND_HEADS; ++h) {
-    m[h] = -1e30f;
-    l[h] = 0.0f;
-  }
-  for (int i = 0; i < 64; ++i) {
-    acc[i] = 0.0f;
-  }
-  // The stretch of the main cache, then for the last part the tail and the new position, as one run of keys.
   int n_main = lengths[1];
   int n_tail = lengths[2];
-  int share = (n_main + parts * BLOCK - 1) / (parts * BLOCK) * BLOCK;
-  int start = metal::min(n_main, part * share);
-  int stretch = metal::min(n_main, start + share) - start;
-  int count = stretch + (part == parts - 1 ? n_tail + 1 : 0);
-  const device T* keys = main_k + (size_t(kv) * capacity + start) * 64;
-  const device T* values = main_v + (size_t(kv) * capacity + start) * 64;
+  int capacity = lengths[3];
+  int row = lengths[4];
+  // Blocks of the main cache first, then of the tail with the new position behind it.
+  int n_blocks = (n_main + BLOCK - 1) / BLOCK;
+  int blocks = n_blocks + n_tail / BLOCK + 1;
+  const device T* keys = main_k + size_t(kv) * capacity * 64;
+  const device T* values = main_v + size_t(kv) * capacity * 64;
   int tail = kv * TAIL * 64;
   int fresh = (row * KV_HEADS + kv) * 64;
-  constexpr int WORDS = 2 * sizeof(T);
-  constexpr int STEP = SIMDGROUPS * BLOCK;
-  uint raw[2 * UNROLL * WORDS];
-  uint next[2 * UNROLL * WORDS];
-  bool valid[UNROLL];
-  int base = int(simdgroup_index_in_threadgroup) * BLOCK;
-  // The next keys are on their way while the present ones are used.
-  for (int ahead = base; base < count; ahead += STEP) {
-    if (ahead + BLOCK <= stretch) {
+  int key = int(lane >> 3);
+  int dims = int(lane & 7u);
+  threadgroup float4* weights = memory + int(simdgroup_index_in_threadgroup) * ATTEND_MEMORY;
+  float queries[64];
+  float m = -1e30f;
+  float l = 0.0f;
+  float2 acc[ATTEND_HEADS];
 #pragma clang loop unroll(full)
-      for (int u = 0; u < UNROLL; ++u) {
-        int key = ahead + 4 * u + int(lane >> 3);
-        load8(keys, key * 8 + dims, next + 2 * u * WORDS);
-        load8(values, key * 8 + dims, next + (2 * u + 1) * WORDS);
-      }
-    } else if (ahead < count) {
+  for (int h = 0; h < ATTEND_HEADS; ++h) {
+    acc[h] = float2(0.0f);
+  }
+  uint raw_k[UNROLL * WORDS];
+  uint raw_v[BLOCK * PAIR];
+  int first = int(simdgroup_index_in_threadgroup) * parts + part;
+  // The next keys are on their way while the present values are used, and the values while the keys are.
+  for (int block = first;; block += parts * SIMDGROUPS) {
+    bool old = block < n_blocks;
+    int base = (old ? block : block - n_blocks) * BLOCK;
+    int have = (old ? n_main : n_tail) - base;
+    if (block < blocks) {
+      const device T* from = (old ? keys : tail_k + tail) + base * 64;
+      if (have >= BLOCK) {
 #pragma clang loop unroll(full)
-      for (int u = 0; u < UNROLL; ++u) {
-        int key = ahead + 4 * u + int(lane >> 3);
-        int at = key - stretch;
-        // Lanes past the end take the new position, whose weight is then zero.
-        bool old = key < count && at < n_tail;
-        const device T* from_k = !old ? k + fresh : at < 0 ? keys + key * 64 : tail_k + tail + at * 64;
-        const device T* from_v = !old ? v + fresh : at < 0 ? values + key * 64 : tail_v + tail + at * 64;
-        load8(from_k, dims, next + 2 * u * WORDS);
-        load8(from_v, dims, next + (2 * u + 1) * WORDS);
-        if (key < count && at >= 0 && group == 0) {
-          store8(next_k + tail, at * 8 + dims, next + 2 * u * WORDS);
-          store8(next_v + tail, at * 8 + dims, next + (2 * u + 1) * WORDS);
+        for (int u = 0; u < UNROLL; ++u) {
+          load8(from + int(lane) * 8, 32 * u, raw_k + u * WORDS);
+        }
+      } else {
+        // What is missing is the new position, at first as a key and then as keys of no weight.
+#pragma clang loop unroll(full)
+        for (int u = 0; u < UNROLL; ++u) {
+          load8(4 * u + key < have ? from + (4 * u + key) * 64 : k + fresh, dims, raw_k + u * WORDS);
         }
       }
     }
-    if (ahead > base) {
-#pragma clang loop unroll(full)
-      for (int u = 0; u < UNROLL; ++u) {
-        valid[u] = base + 4 * u + int(lane >> 3) < count;
-      }
-      attend<UNROLL>(main_k, queries, raw, valid, m, l, acc);
-      base = ahead;
+    if (block > first) {
+      add_values<UNROLL>(main_v, raw_v, weights, acc);
     }
-    if (base >= count) {
+    if (block >= blocks) {
       break;
     }
+    const device T* from = (old ? values : tail_v + tail) + base * 64;
+    if (have >= BLOCK) {
 #pragma clang loop unroll(full)
-    for (int i = 0; i < 2 * UNROLL * WORDS; ++i) {
-      raw[i] = next[i];
+      for (int u = 0; u < BLOCK; ++u) {
+        load2(from + int(lane) * 2, 32 * u, raw_v + u * PAIR);
+      }
+    } else {
+#pragma clang loop unroll(full)
+      for (int u = 0; u < BLOCK; ++u) {
+        load2(u < have ? from + u * 64 : v + fresh, int(lane), raw_v + u * PAIR);
+      }
+      // Ends otherwise than the branch above, lest a compiler merge their loads and carry a pointer for each.
+      simdgroup_barrier(mem_flags::mem_none);
+    }
+    if (block == first) {
+      load_queries(q + (row * KV_HEADS * HEADS + head) * 64, heads, lane, queries);
+    }
+    // Holds the loads above in place; the weights have been read.
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    int valid = old ? have : have + 1;
+    float score[UNROLL];
+    score_keys<UNROLL>(main_k, queries, raw_k, score);
+#pragma clang loop unroll(full)
+    for (int u = 0; u < UNROLL; ++u) {
+      score[u] = 4 * u + key < valid ? score[u] : no_score();
+    }
+    weigh_keys<UNROLL>(score, lane, m, l, weights);
+    // Last, since nothing else of this step waits for the values.
+    if (!old && group == 0) {
+#pragma clang loop unroll(full)
+      for (int u = 0; u < UNROLL; ++u) {
+        if (4 * u + key < valid) {
+          store8(next_k + tail + base * 64 + int(lane) * 8, 32 * u, raw_k + u * WORDS);
+        }
+      }
+#pragma clang loop unroll(full)
+      for (int u = 0; u < BLOCK; ++u) {
+        if (u < valid) {
+          store2(next_v + tail + base * 64 + int(lane) * 2, 32 * u, raw_v + u * PAIR);
+        }
+      }
     }
   }
   device float* to = FINAL ? out + head * 64 : out + head * parts * ATTEND_PART;

@@ -94,7 +94,7 @@ TUNINGS: Mapping[str, Tuning] = {
         gate_up=Rows(2, 4, 3, passes=2),
         down=Rows(4, 4, 3, share=4),
         head=Rows(2, 8, 4, passes=4),
-        full=Attention(4, 4, split_keys=64, max_parts=32),
+        full=Attention(12, 4, split_keys=64, max_parts=16),
         sliding=Attention(16, 4),
         truncated_draws=False,
         staged_bytes=47_104,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ from mlx_gptoss.kernels.attention import (
     cache_lengths,
     parts_for,
 )
-from mlx_gptoss.kernels.tuning import TUNINGS
+from mlx_gptoss.kernels.tuning import TUNINGS, Attention
 from tests.bench.backend import BenchBackend
 from tests.bench.executor import Schedule
 from tests.kernels.decode_data import close, floats
@@ -190,6 +191,26 @@ def test_schedules(schedule: Schedule) -> None:
     close(attention_full(*args, backend=backend)[0], attention_full_twin(*args)[0])
     parts = attention_full(*args, parts=2, backend=backend)[0]
     close(attention_merge([parts], p.sinks, backend=backend)[0], attention_full_twin(*args)[0])
+
+
+@pytest.mark.parametrize("shape", [Attention(1, 1), Attention(3, 3), Attention(12, 4), Attention(15, 2)])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
+def test_full_with_any_shape_of_threadgroup(shape: Attention, dtype: mx.Dtype) -> None:
+    """Blocks that end in the main cache, in the tail and behind the new position; strictly, with checks for races."""
+    rng = np.random.default_rng(14)
+    p = position(rng, 12, 1, dtype=dtype)
+    main = [poisoned(floats(rng, 1, 160, 64, dtype=dtype), 149) for _ in range(2)]
+    tails = [poisoned(floats(rng, 1, 64, 64, dtype=dtype), 35) for _ in range(2)]
+    lengths = cache_lengths(offset=184, n_main=149, n_tail=35, capacity=160, row=0)
+    args = (p.q, p.k, p.v, main[0], main[1], tails[0], tails[1], p.sinks, lengths)
+    want, want_k, want_v = attention_full_twin(*args)
+    tuning = dataclasses.replace(TUNINGS["bench"], full=shape)
+    backend = BenchBackend(strict=True, checked=True, guard="end", schedule="random")
+    for parts in (None, 2):
+        out, new_k, new_v = attention_full(*args, parts=parts, backend=backend, tuning=tuning)
+        close(out if parts is None else attention_merge([out], p.sinks, backend=backend)[0], want)
+        assert mx.array_equal(new_k[:, :36], want_k[:, :36])
+        assert mx.array_equal(new_v[:, :36], want_v[:, :36])
 
 
 def test_keys_are_read_once_for_all_heads_of_a_group() -> None:
