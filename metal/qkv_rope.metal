@@ -38,13 +38,14 @@ template <typename N, typename W, typename Q, typename B, typename T, int FORMAT
     rows[p] = pair / 32 * 64 + pair % 32;
     rows[PAIRS + p] = rows[p] + 32;
   }
-  // What the end needs is asked for before the weights, or it would be waited for after them.
+  // What the end needs is asked for before the weights, or it would be waited for after them; as it lies in memory, or it
+  // would be waited for at once.
   bool writes = thread_index_in_simdgroup == 0;
-  float own[ROWS];
+  B own[ROWS];
   float turn[S * ROWS];
   for (int p = 0; p < PAIRS; ++p) {
-    own[p] = writes ? float(bias[rows[p]]) : 0.0f;
-    own[PAIRS + p] = writes ? float(bias[rows[PAIRS + p]]) : 0.0f;
+    own[p] = writes ? bias[rows[p]] : B(0.0f);
+    own[PAIRS + p] = writes ? bias[rows[PAIRS + p]] : B(0.0f);
     for (int s = 0; s < S; ++s) {
       turn[s * ROWS + p] = writes ? rope[s * 64 + int(rows[p] % 32)] : 0.0f;
       turn[s * ROWS + PAIRS + p] = writes ? rope[s * 64 + 32 + int(rows[p] % 32)] : 0.0f;
@@ -60,8 +61,8 @@ template <typename N, typename W, typename Q, typename B, typename T, int FORMAT
         int head = (first + p) / 32;
         int d = (first + p) % 32;
         for (int s = 0; s < S; ++s) {
-          float low = acc[s * ROWS + p] + own[p];
-          float high = acc[s * ROWS + PAIRS + p] + own[PAIRS + p];
+          float low = acc[s * ROWS + p] + float(own[p]);
+          float high = acc[s * ROWS + PAIRS + p] + float(own[PAIRS + p]);
           float cosine = turn[s * ROWS + p];
           float sine = turn[s * ROWS + PAIRS + p];
           if (head < HEADS) {
