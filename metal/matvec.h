@@ -248,6 +248,38 @@ METAL_FUNC void multiply_step(
   }
 }
 
+// One turn of matvec: the next block is asked for, `block` is used and becomes the next.
+template <int FORMAT, int GROUP, int K, int R, int S, int UNROLL, int L, typename Q, typename X>
+METAL_FUNC void matvec_turn(
+    const device uint* weight,
+    const device Q* scales,
+    const device Q* biases,
+    const thread size_t* rows,
+    X x,
+    const thread int* offsets,
+    int stride,
+    int first,
+    int step,
+    int count,
+    uint lane,
+    thread Block<Q, R * UNROLL>& block,
+    thread float* acc) {
+  Block<Q, R * UNROLL> next;
+  if ((step + UNROLL) * 32 < count) {
+    load_block<FORMAT, GROUP, K, R, UNROLL>(weight, scales, biases, rows, first, step + UNROLL, count, lane, next);
+  }
+  // Or a compiler moves the loads down to where they are used, and each is waited for in its turn.
+  simdgroup_barrier(mem_flags::mem_none);
+#pragma clang loop unroll(full)
+  for (int u = 0; u < UNROLL; ++u) {
+    int c = metal::min((step + u) * 32 + int(lane), count - 1);
+    multiply_step<FORMAT, R, S, L>(block, u, c, x, offsets, stride, lane, acc);
+  }
+  if ((step + UNROLL) * 32 < count) {
+    block = next;
+  }
+}
+
 // acc[s * R + r] += sum over this lane's chunks of row r times activation s.
 //
 // The chunks are first .. first + count - 1 of each row; `x` holds them permuted (see common.h) from `offsets[s]` on, in
@@ -267,21 +299,22 @@ METAL_FUNC void matvec(
     uint lane,
     thread Block<Q, R * UNROLL>& block,
     thread float* acc) {
-#pragma clang loop unroll(disable)
-  for (int step = 0; step * 32 < count; step += UNROLL) {
-    Block<Q, R * UNROLL> next;
-    if ((step + UNROLL) * 32 < count) {
-      load_block<FORMAT, GROUP, K, R, UNROLL>(weight, scales, biases, rows, first, step + UNROLL, count, lane, next);
-    }
-    // Or a compiler moves the loads down to where they are used, and each is waited for in its turn.
-    simdgroup_barrier(mem_flags::mem_none);
+  // A few turns are written out: a compiler then tells the loads of one turn from those of the next, and waits for each
+  // apart.
+  constexpr int TURNS = (K / chunk_values(FORMAT) + 32 * UNROLL - 1) / (32 * UNROLL);
+  if (S == 1 && TURNS <= 3) {
 #pragma clang loop unroll(full)
-    for (int u = 0; u < UNROLL; ++u) {
-      int c = metal::min((step + u) * 32 + int(lane), count - 1);
-      multiply_step<FORMAT, R, S, L>(block, u, c, x, offsets, stride, lane, acc);
+    for (int turn = 0; turn < TURNS; ++turn) {
+      if (turn * UNROLL * 32 < count) {
+        matvec_turn<FORMAT, GROUP, K, R, S, UNROLL, L>(
+            weight, scales, biases, rows, x, offsets, stride, first, turn * UNROLL, count, lane, block, acc);
+      }
     }
-    if ((step + UNROLL) * 32 < count) {
-      block = next;
+  } else {
+#pragma clang loop unroll(disable)
+    for (int step = 0; step * 32 < count; step += UNROLL) {
+      matvec_turn<FORMAT, GROUP, K, R, S, UNROLL, L>(
+          weight, scales, biases, rows, x, offsets, stride, first, step, count, lane, block, acc);
     }
   }
 }

@@ -72,7 +72,7 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
         own = bias[size_t(picks[held]) * N + metal::min(first + int(lane) / SPAN, N - 1)];
         own_share = weights[held];
       }
-#pragma clang loop unroll(disable)
+#pragma clang loop unroll_count(1)
       for (int round = 0; round < ROUNDS && pick < TOPK; ++round) {
         bool more = round + 1 < ROUNDS && pick + SHARE < TOPK;
         float share = weights[pick];
