@@ -435,8 +435,8 @@ def tune(backend: Backend, budget_s: float) -> Tuning:
             best = dataclasses.replace(best, **change)
 
     matrices = [Rows(r, s, u) for r in (2, 4) for s in (4, 8) for u in (1, 2, 3, 4, 6)]
-    experts = [Rows(r, s, u, passes=p) for u in (1, 2, 3) for r in (2, 4) for s in (2, 4) for p in (1, 2)]
-    downs = [Rows(r, s, u, share=4) for r in (1, 2, 4) for s in (4, 8) for u in (1, 2, 3)]
+    experts = [Rows(r, s, 3, passes=p) for r in (2, 4) for s in (1, 2, 4) for p in (1, 2, 3, 4)]
+    downs = [Rows(r, s, 3, share=g) for r in (1, 2, 4) for s, g in ((1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4))]
     search("gate_up", experts, lambda bench: next(iter(bench.experts(32))).us)
     search("down", downs, lambda bench: list(bench.experts(32))[1].us)
     search("qkv", matrices, lambda bench: bench.qkv("bf16").us)

@@ -63,7 +63,7 @@ METAL_FUNC float decode_scale(T scale) {
 
 // Values 8 piece .. 8 piece + 7 of a chunk (4 in F32), without their scale.
 template <int FORMAT>
-METAL_FUNC void unpack(const thread uint* w, int piece, thread float* v) {
+METAL_FUNC void unpack(const thread uint* w, int piece, uint lane, thread float* v) {
   if (FORMAT == FORMAT_F32) {
     for (int i = 0; i < 4; ++i) {
       v[i] = as_type<float>(w[i]);
@@ -74,10 +74,11 @@ METAL_FUNC void unpack(const thread uint* w, int piece, thread float* v) {
       v[2 * i + 1] = high_bf16(w[i]);
     }
   } else if (FORMAT == FORMAT_MXFP4) {
+    half2 h[4];
+    mxfp4_pairs(w[piece], lane, h);
     for (int i = 0; i < 4; ++i) {
-      half2 h = mxfp4_pair(w[piece], i);
-      v[i] = float(h.x);
-      v[i + 4] = float(h.y);
+      v[i] = float(h[i].x);
+      v[i + 4] = float(h[i].y);
     }
   } else if (FORMAT == FORMAT_Q4) {
     // A small integer or-ed into the mantissa of the half 1024, which is then exactly taken away.
@@ -120,6 +121,35 @@ struct Block {
   Q bias[COUNT];
 };
 
+// Starts the loads of this lane's chunk `c` of each row into step `u` of the block; from `count` on nothing is changed.
+template <int FORMAT, int GROUP, int K, int R, int COUNT, typename Q>
+METAL_FUNC void load_step(
+    const device uint* weight,
+    const device Q* scales,
+    const device Q* biases,
+    const thread size_t* rows,
+    int first,
+    int c,
+    int count,
+    int u,
+    thread Block<Q, COUNT>& block) {
+  constexpr int WORDS = K * format_bits(FORMAT) / 32;
+  if (c < count) {
+#pragma clang loop unroll(full)
+    for (int r = 0; r < R; ++r) {
+      int i = u * R + r;
+      load_chunk<FORMAT>(weight + rows[r] * WORDS, first + c, block.w + 4 * i);
+      if (is_scaled(FORMAT)) {
+        size_t g = rows[r] * (K / GROUP) + (first + c) * chunk_values(FORMAT) / GROUP;
+        block.scale[i] = scales[g];
+        if (is_affine(FORMAT)) {
+          block.bias[i] = biases[g];
+        }
+      }
+    }
+  }
+}
+
 // Starts the loads of steps `step` .. `step + UNROLL - 1`; chunks from `count` on become zero.
 template <int FORMAT, int GROUP, int K, int R, int UNROLL, typename Q>
 METAL_FUNC void load_block(
@@ -132,14 +162,10 @@ METAL_FUNC void load_block(
     int count,
     uint lane,
     thread Block<Q, R * UNROLL>& block) {
-  constexpr int WORDS = K * format_bits(FORMAT) / 32;
 #pragma clang loop unroll(full)
   for (int u = 0; u < UNROLL; ++u) {
-    int c = (step + u) * 32 + int(lane);
-    bool inside = c < count;
 #pragma clang loop unroll(full)
-    for (int r = 0; r < R; ++r) {
-      int i = u * R + r;
+    for (int i = u * R; i < u * R + R; ++i) {
       block.w[4 * i] = 0;
       block.w[4 * i + 1] = 0;
       block.w[4 * i + 2] = 0;
@@ -148,17 +174,109 @@ METAL_FUNC void load_block(
         block.scale[i] = Q(0);
         block.bias[i] = Q(0);
       }
-      if (inside) {
-        load_chunk<FORMAT>(weight + rows[r] * WORDS, first + c, block.w + 4 * i);
-        if (is_scaled(FORMAT)) {
-          size_t g = rows[r] * (K / GROUP) + (first + c) * chunk_values(FORMAT) / GROUP;
-          block.scale[i] = scales[g];
-          if (is_affine(FORMAT)) {
-            block.bias[i] = biases[g];
-          }
+    }
+    load_step<FORMAT, GROUP, K, R>(weight, scales, biases, rows, first, (step + u) * 32 + int(lane), count, u, block);
+  }
+}
+
+// acc[s * R + r] += this lane's chunk `c` of row r, which `block` holds as step `u`, times activation s.
+template <int FORMAT, int R, int S, int L, int COUNT, typename Q, typename X>
+METAL_FUNC void multiply_step(
+    const thread Block<Q, COUNT>& block,
+    int u,
+    int c,
+    X x,
+    const thread int* offsets,
+    int stride,
+    uint lane,
+    thread float* acc) {
+  constexpr int CHUNK = chunk_values(FORMAT);
+  constexpr int PIECE = CHUNK < 8 ? CHUNK : 8;
+  constexpr int SHARED = 4 * L / CHUNK;  // chunks of the weight in one of the activation's
+  int at = c / SHARED + c % SHARED * (CHUNK / 4) * stride;
+  float part[S * R];
+  float total[S];
+#pragma clang loop unroll(full)
+  for (int i = 0; i < S * R; ++i) {
+    part[i] = 0.0f;
+  }
+#pragma clang loop unroll(full)
+  for (int s = 0; s < S; ++s) {
+    total[s] = 0.0f;
+  }
+#pragma clang loop unroll(full)
+  for (int piece = 0; piece < CHUNK / PIECE; ++piece) {
+    float v[R * 8];
+#pragma clang loop unroll(full)
+    for (int r = 0; r < R; ++r) {
+      unpack<FORMAT>(block.w + 4 * (u * R + r), piece, lane, v + 8 * r);
+    }
+#pragma clang loop unroll(full)
+    for (int s = 0; s < S; ++s) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < PIECE / 4; ++j) {
+        float4 y = read4(x, offsets[s] + at + (piece * (PIECE / 4) + j) * stride);
+        if (is_affine(FORMAT)) {
+          total[s] += (y.x + y.y) + (y.z + y.w);
+        }
+#pragma clang loop unroll(full)
+        for (int r = 0; r < R; ++r) {
+          float sum = part[s * R + r];
+          sum = metal::fma(v[8 * r + 4 * j], y.x, sum);
+          sum = metal::fma(v[8 * r + 4 * j + 1], y.y, sum);
+          sum = metal::fma(v[8 * r + 4 * j + 2], y.z, sum);
+          part[s * R + r] = metal::fma(v[8 * r + 4 * j + 3], y.w, sum);
         }
       }
     }
+  }
+#pragma clang loop unroll(full)
+  for (int r = 0; r < R; ++r) {
+    int i = u * R + r;
+    float scale = is_scaled(FORMAT) ? decode_scale<FORMAT>(block.scale[i]) : 1.0f;
+    float bias = is_affine(FORMAT) ? float(block.bias[i]) : 0.0f;
+#pragma clang loop unroll(full)
+    for (int s = 0; s < S; ++s) {
+      float sum = part[s * R + r];
+      if (is_affine(FORMAT)) {
+        sum = metal::fma(scale, sum, bias * total[s]);
+      } else if (is_scaled(FORMAT)) {
+        sum *= scale;
+      }
+      acc[s * R + r] += sum;
+    }
+  }
+}
+
+// One turn of matvec: the next block is asked for, `block` is used and becomes the next.
+template <int FORMAT, int GROUP, int K, int R, int S, int UNROLL, int L, typename Q, typename X>
+METAL_FUNC void matvec_turn(
+    const device uint* weight,
+    const device Q* scales,
+    const device Q* biases,
+    const thread size_t* rows,
+    X x,
+    const thread int* offsets,
+    int stride,
+    int first,
+    int step,
+    int count,
+    uint lane,
+    thread Block<Q, R * UNROLL>& block,
+    thread float* acc) {
+  Block<Q, R * UNROLL> next;
+  if ((step + UNROLL) * 32 < count) {
+    load_block<FORMAT, GROUP, K, R, UNROLL>(weight, scales, biases, rows, first, step + UNROLL, count, lane, next);
+  }
+  // Or a compiler moves the loads down to where they are used, and each is waited for in its turn.
+  simdgroup_barrier(mem_flags::mem_none);
+#pragma clang loop unroll(full)
+  for (int u = 0; u < UNROLL; ++u) {
+    int c = metal::min((step + u) * 32 + int(lane), count - 1);
+    multiply_step<FORMAT, R, S, L>(block, u, c, x, offsets, stride, lane, acc);
+  }
+  if ((step + UNROLL) * 32 < count) {
+    block = next;
   }
 }
 
@@ -181,76 +299,71 @@ METAL_FUNC void matvec(
     uint lane,
     thread Block<Q, R * UNROLL>& block,
     thread float* acc) {
-  constexpr int CHUNK = chunk_values(FORMAT);
-  constexpr int PIECE = CHUNK < 8 ? CHUNK : 8;
-  constexpr int SHARED = 4 * L / CHUNK;  // chunks of the weight in one of the activation's
+  // A few turns are written out: a compiler then tells the loads of one turn from those of the next, and waits for each
+  // apart.
+  constexpr int TURNS = (K / chunk_values(FORMAT) + 32 * UNROLL - 1) / (32 * UNROLL);
+  if (S == 1 && TURNS <= 3) {
+#pragma clang loop unroll(full)
+    for (int turn = 0; turn < TURNS; ++turn) {
+      if (turn * UNROLL * 32 < count) {
+        matvec_turn<FORMAT, GROUP, K, R, S, UNROLL, L>(
+            weight, scales, biases, rows, x, offsets, stride, first, turn * UNROLL, count, lane, block, acc);
+      }
+    }
+  } else {
 #pragma clang loop unroll(disable)
-  for (int step = 0; step * 32 < count; step += UNROLL) {
-    Block<Q, R * UNROLL> next;
-    if ((step + UNROLL) * 32 < count) {
-      load_block<FORMAT, GROUP, K, R, UNROLL>(weight, scales, biases, rows, first, step + UNROLL, count, lane, next);
-    }
-    // Or a compiler moves the loads down to where they are used, and each is waited for in its turn.
-    simdgroup_barrier(mem_flags::mem_none);
-#pragma clang loop unroll(full)
-    for (int u = 0; u < UNROLL; ++u) {
-      int c = metal::min((step + u) * 32 + int(lane), count - 1);
-      int at = c / SHARED + c % SHARED * (CHUNK / 4) * stride;
-      float part[S * R];
-      float total[S];
-#pragma clang loop unroll(full)
-      for (int i = 0; i < S * R; ++i) {
-        part[i] = 0.0f;
-      }
-#pragma clang loop unroll(full)
-      for (int s = 0; s < S; ++s) {
-        total[s] = 0.0f;
-      }
-#pragma clang loop unroll(full)
-      for (int piece = 0; piece < CHUNK / PIECE; ++piece) {
-        float v[R * 8];
-#pragma clang loop unroll(full)
-        for (int r = 0; r < R; ++r) {
-          unpack<FORMAT>(block.w + 4 * (u * R + r), piece, v + 8 * r);
-        }
-#pragma clang loop unroll(full)
-        for (int s = 0; s < S; ++s) {
-#pragma clang loop unroll(full)
-          for (int j = 0; j < PIECE / 4; ++j) {
-            float4 y = read4(x, offsets[s] + at + (piece * (PIECE / 4) + j) * stride);
-            if (is_affine(FORMAT)) {
-              total[s] += (y.x + y.y) + (y.z + y.w);
-            }
-#pragma clang loop unroll(full)
-            for (int r = 0; r < R; ++r) {
-              float sum = part[s * R + r];
-              sum = metal::fma(v[8 * r + 4 * j], y.x, sum);
-              sum = metal::fma(v[8 * r + 4 * j + 1], y.y, sum);
-              sum = metal::fma(v[8 * r + 4 * j + 2], y.z, sum);
-              part[s * R + r] = metal::fma(v[8 * r + 4 * j + 3], y.w, sum);
-            }
-          }
-        }
-      }
-#pragma clang loop unroll(full)
-      for (int r = 0; r < R; ++r) {
-        int i = u * R + r;
-        float scale = is_scaled(FORMAT) ? decode_scale<FORMAT>(block.scale[i]) : 1.0f;
-        float bias = is_affine(FORMAT) ? float(block.bias[i]) : 0.0f;
-#pragma clang loop unroll(full)
-        for (int s = 0; s < S; ++s) {
-          float sum = part[s * R + r];
-          if (is_affine(FORMAT)) {
-            sum = metal::fma(scale, sum, bias * total[s]);
-          } else if (is_scaled(FORMAT)) {
-            sum *= scale;
-          }
-          acc[s * R + r] += sum;
-        }
-      }
-    }
-    if ((step + UNROLL) * 32 < count) {
-      block = next;
+    for (int step = 0; step * 32 < count; step += UNROLL) {
+      matvec_turn<FORMAT, GROUP, K, R, S, UNROLL, L>(
+          weight, scales, biases, rows, x, offsets, stride, first, step, count, lane, block, acc);
     }
   }
+}
+
+// acc[r] += row r times one activation, where `block` holds the rows whole: at most 32 UNROLL chunks. Where there are
+// `more`, each step leaves its place to the same step of the rows `next`, so that loads never cease.
+template <int FORMAT, int GROUP, int K, int R, int UNROLL, int L, typename Q, typename X>
+METAL_FUNC void matvec_rolling(
+    const device uint* weight,
+    const device Q* scales,
+    const thread size_t* next,
+    bool more,
+    X x,
+    int offset,
+    int stride,
+    uint lane,
+    thread Block<Q, R * UNROLL>& block,
+    thread float* acc) {
+  constexpr int COUNT = K / chunk_values(FORMAT);
+#pragma clang loop unroll(full)
+  for (int u = 0; u < UNROLL; ++u) {
+    int c = u * 32 + int(lane);
+    c = u * 32 + 32 <= COUNT ? c : metal::min(c, COUNT - 1);
+    multiply_step<FORMAT, R, 1, L>(block, u, c, x, &offset, stride, lane, acc);
+    if (more) {
+      load_step<FORMAT, GROUP, K, R>(weight, scales, scales, next, 0, u * 32 + int(lane), COUNT, u, block);
+    }
+    simdgroup_barrier(mem_flags::mem_none);
+  }
+}
+
+// The sums over the simdgroup of R numbers a lane, R a power of two: lane l gets that of v[l / (32 / R)]. A step hands
+// half of the numbers over and halves them, where R calls of simd_sum would add all of them to the end.
+template <int R>
+METAL_FUNC float simd_sums(thread float* v, uint lane) {
+#pragma clang loop unroll(full)
+  for (int n = R / 2; n > 0; n /= 2) {
+    int far = 32 * n / R;
+    bool upper = (int(lane) & far) != 0;
+#pragma clang loop unroll(full)
+    for (int i = 0; i < n; ++i) {
+      float give = upper ? v[i] : v[i + n];
+      v[i] = (upper ? v[i + n] : v[i]) + simd_shuffle_xor(give, ushort(far));
+    }
+  }
+  float sum = v[0];
+#pragma clang loop unroll(full)
+  for (int far = 16 / R; far > 0; far /= 2) {
+    sum += simd_shuffle_xor(sum, ushort(far));
+  }
+  return sum;
 }

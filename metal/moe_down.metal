@@ -3,12 +3,22 @@
 //              (MXFP4: u32 [E, N, K/8] and scales u8 [E, N, K/32]; or bf16); bias [E, N]; x, y [S, N] f32.
 // grid         ceil(N / (GROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads, SIMDGROUPS = GROUPS * SHARE: GROUPS groups of rows, and SHARE simdgroups that
-//              share out the picks of each. S * ROWS is at most 32.
+//              share out the picks of each. ROWS is 1, 2, 4, 8 or 16, and S * ROWS at most 32.
 // bytes        the rows of each distinct expert once from memory, again from cache for each further activation that chose
 //              it; h from cache.
-// why          the experts meet in threadgroup memory, so their sum needs no launch, no atomics and no array.
+// why          the experts meet in a simdgroup's registers and in threadgroup memory, so their sum needs no launch, no
+//              atomics and no array; the next expert's rows are loaded while the present one's are used.
 // reference    mlx_gptoss/kernels/moe.py, moe_down_twin.
 #include "matvec.h"
+
+// The rows first .. of an expert, none beyond its end.
+template <int N, int ROWS>
+METAL_FUNC void down_rows(int expert, int first, thread size_t* rows) {
+  for (int r = 0; r < ROWS; ++r) {
+    int row = N % ROWS == 0 ? metal::min(first, N - ROWS) + r : metal::min(first + r, N - 1);
+    rows[r] = size_t(expert) * N + row;
+  }
+}
 
 template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int N, int TOPK, int S, int ROWS,
           int SIMDGROUPS, int SHARE, int UNROLL>
@@ -38,43 +48,98 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   int out_at = out % (S * ROWS) / ROWS * N + out_row;
   bool writes = out < GROUPS * S * ROWS && out_row < N;
   float start = writes ? x[out_at] : 0.0f;
-  if (int(lane) < S * ROWS) {
-    mine[lane] = 0.0f;
-  }
-  simdgroup_barrier(mem_flags::mem_threadgroup);
   const device uint* words = (const device uint*)weight;
   size_t rows[ROWS];
-  for (int pick = simdgroup % SHARE; pick < S * TOPK; pick += SHARE) {
-    int expert = picks[pick];
-    bool owner = true;
-    for (int earlier = 0; S > 1 && earlier < pick; ++earlier) {
-      owner = owner && picks[earlier] != expert;
+  if (S == 1) {
+    // The experts add up in the lanes, and the lanes once at the end. Lane l brings the bias of row l / SPAN and pick
+    // l % SPAN of this simdgroup's.
+    constexpr int SPAN = 32 / ROWS;
+    constexpr int ROUNDS = (TOPK + SHARE - 1) / SHARE;
+    int pick = simdgroup % SHARE;
+    int held = pick + int(lane) % SPAN * SHARE;
+    B own = B(0.0f);
+    float own_share = 0.0f;
+    float acc[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+      acc[r] = 0.0f;
     }
-    if (owner) {
-      for (int r = 0; r < ROWS; ++r) {
-        rows[r] = size_t(expert) * N + metal::min(first + r, N - 1);
+    if (pick < TOPK) {
+      Block<Q, ROWS * UNROLL> block;
+      down_rows<N, ROWS>(picks[pick], first, rows);
+      load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+      simdgroup_barrier(mem_flags::mem_none);
+      if (held < TOPK) {
+        own = bias[size_t(picks[held]) * N + metal::min(first + int(lane) / SPAN, N - 1)];
+        own_share = weights[held];
       }
-      int end = S > 1 ? S * TOPK : pick + 1;
-      for (int member = pick; member < end; ++member) {
-        if (member == pick || picks[member] == expert) {
-          int offset = member * (K / 4);
-          float share = weights[member];
-          float acc[ROWS];
-          float own[ROWS];
-          for (int r = 0; r < ROWS; ++r) {
-            acc[r] = 0.0f;
-            own[r] = float(bias[rows[r]]);
-          }
-          Block<Q, ROWS * UNROLL> block;
-          load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+#pragma clang loop unroll_count(1)
+      for (int round = 0; round < ROUNDS && pick < TOPK; ++round) {
+        bool more = round + 1 < ROUNDS && pick + SHARE < TOPK;
+        float share = weights[pick];
+        float part[ROWS];
+        for (int r = 0; r < ROWS; ++r) {
+          part[r] = 0.0f;
+        }
+        if (UNROLL * 32 >= COUNT) {
+          down_rows<N, ROWS>(picks[metal::min(pick + SHARE, TOPK - 1)], first, rows);
+          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(
+              words, scales, rows, more, h, pick * (K / 4), K / 32, lane, block, part);
+        } else {
+          int offset = pick * (K / 4);
           matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
-              words, scales, scales, rows, h, &offset, K / 32, 0, COUNT, lane, block, acc);
-          for (int r = 0; r < ROWS; ++r) {
-            acc[r] = simd_sum(acc[r]);
+              words, scales, scales, rows, h, &offset, K / 32, 0, COUNT, lane, block, part);
+          if (more) {
+            down_rows<N, ROWS>(picks[pick + SHARE], first, rows);
+            load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
           }
-          if (lane == 0) {
+        }
+        for (int r = 0; r < ROWS; ++r) {
+          acc[r] = metal::fma(share, part[r], acc[r]);
+        }
+        pick += SHARE;
+      }
+    }
+    for (int r = 0; r < ROWS; ++r) {
+      acc[r] += int(lane) / SPAN == r ? own_share * float(own) : 0.0f;
+    }
+    float sum = simd_sums<ROWS>(acc, lane);
+    if (int(lane) % SPAN == 0) {
+      mine[int(lane) / SPAN] = sum;
+    }
+  } else {
+    if (int(lane) < S * ROWS) {
+      mine[lane] = 0.0f;
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    for (int pick = simdgroup % SHARE; pick < S * TOPK; pick += SHARE) {
+      int expert = picks[pick];
+      bool owner = true;
+      for (int earlier = 0; earlier < pick; ++earlier) {
+        owner = owner && picks[earlier] != expert;
+      }
+      if (owner) {
+        down_rows<N, ROWS>(expert, first, rows);
+        for (int member = pick; member < S * TOPK; ++member) {
+          if (member == pick || picks[member] == expert) {
+            int offset = member * (K / 4);
+            float share = weights[member];
+            float acc[ROWS];
+            float own[ROWS];
             for (int r = 0; r < ROWS; ++r) {
-              mine[member / TOPK * ROWS + r] += share * (acc[r] + own[r]);
+              acc[r] = 0.0f;
+              own[r] = float(bias[rows[r]]);
+            }
+            Block<Q, ROWS * UNROLL> block;
+            load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+            matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
+                words, scales, scales, rows, h, &offset, K / 32, 0, COUNT, lane, block, acc);
+            for (int r = 0; r < ROWS; ++r) {
+              acc[r] = simd_sum(acc[r]);
+            }
+            if (lane == 0) {
+              for (int r = 0; r < ROWS; ++r) {
+                mine[member / TOPK * ROWS + r] += share * (acc[r] + own[r]);
+              }
             }
           }
         }

@@ -4,14 +4,37 @@
 //              params f32 [8], [1] the clamp, [2] alpha; h [S, TOPK, 8, I/32, 4] in A;
 //              picks i32 and weights f32 [>= S TOPK], written in row order, best first, ties to the lower id.
 // grid         ceil(I / (SIMDGROUPS * PASSES * ROWS / 2)) x S TOPK threadgroups.
-// threadgroup  32 SIMDGROUPS threads, no threadgroup memory: nothing waits.
+// threadgroup  32 SIMDGROUPS threads, no threadgroup memory: nothing waits. ROWS is 2, 4, 8 or 16, and PASSES * ROWS at
+//              most 32.
 // bytes        the rows of each distinct expert once from memory; a simdgroup takes its rows again, from cache, for each
 //              further activation that chose the expert; t from cache.
 // why          no sort, no gather launch, no separate gate and up; the simdgroup that finds its pick taken by an
-//              earlier sequence leaves at once.
+//              earlier sequence leaves at once. A simdgroup takes PASSES groups of ROWS rows after each other: the
+//              rows of the next are loaded while those of the present are used, where a row is one block, and the
+//              end comes once for all, a lane a result.
 // reference    mlx_gptoss/kernels/moe.py, moe_gate_up_twin.
 #include "matvec.h"
 #include "topk.h"
+
+// Rows 2 unit .. of an expert that starts at row `base`, none beyond its end.
+template <int I, int ROWS>
+METAL_FUNC void gate_up_rows(size_t base, int unit, thread size_t* rows) {
+  for (int r = 0; r < ROWS; ++r) {
+    rows[r] = base + (I % (ROWS / 2) == 0 ? 2 * unit + r : metal::min(2 * unit + r, 2 * I - 1));
+  }
+}
+
+// Writes the pick at `place` of a sequence and its weight.
+template <int E, int TOPK>
+METAL_FUNC void tell(const device float* logits, uint lane, int place, device int* pick, device float* weight) {
+  int expert = 0;
+  float share = 0.0f;
+  best_experts<E, TOPK>(logits, lane, expert, share);
+  if (int(lane) == place) {
+    *pick = expert;
+    *weight = share;
+  }
+}
 
 template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int I, int E, int TOPK, int S, int ROWS,
           int SIMDGROUPS, int UNROLL, int PASSES>
@@ -30,66 +53,79 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
   constexpr int UNITS = ROWS / 2;
   constexpr int COUNT = K / chunk_values(FORMAT);
+  constexpr int SPAN = 32 / ROWS;
   uint lane = thread_index_in_simdgroup;
   int pick = int(threadgroup_position_in_grid.y);
   int sequence = S == 1 ? 0 : pick / TOPK;
-  int expert = pick_expert<E>(logits + sequence * E, pick - sequence * TOPK, lane);
-  if (threadgroup_position_in_grid.x == 0 && simdgroup_index_in_threadgroup == 0) {
-    int ranked = 0;
-    float share = 0.0f;
-    best_experts<E, TOPK>(logits + sequence * E, lane, ranked, share);
-    if (int(lane) == pick - sequence * TOPK) {
-      picks[pick] = ranked;
-      weights[pick] = share;
+  int place = pick - sequence * TOPK;
+  int first = int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * (PASSES * UNITS);
+  bool tells = threadgroup_position_in_grid.x == 0 && simdgroup_index_in_threadgroup == 0;
+  int expert = pick_expert<E>(logits + sequence * E, place, lane);
+  if (S > 1) {
+    if (tells) {
+      tell<E, TOPK>(logits + sequence * E, lane, place, picks + pick, weights + pick);
+    }
+    for (int s = 0; s < sequence; ++s) {
+      if (rank_of<E>(logits + s * E, expert, lane) < TOPK) {
+        return;
+      }
     }
   }
-  for (int s = 0; s < sequence; ++s) {
-    if (rank_of<E>(logits + s * E, expert, lane) < TOPK) {
-      return;
-    }
+  if (first >= I) {
+    return;
   }
   const device uint* words = (const device uint*)weight;
+  size_t base = size_t(expert) * (2 * I);
+  // Lane l ends up with row l / SPAN of pass l % SPAN. What the end needs is asked for before the weights, or it would
+  // be waited for after them.
+  int unit = first + int(lane) % SPAN * UNITS + int(lane) / SPAN / 2;
+  bool writes = int(lane) / SPAN % 2 == 0 && int(lane) % SPAN < PASSES && unit < I;
+  B own = bias[base + metal::min(2 * unit + int(lane) / SPAN % 2, 2 * I - 1)];
   float limit = params[1];
   float alpha = params[2];
-  for (int group = 0; group < PASSES; ++group) {
-    int unit = (int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * PASSES + group) * UNITS;
-    if (unit >= I) {
-      return;
-    }
-    size_t rows[ROWS];
-    for (int r = 0; r < ROWS; ++r) {
-      rows[r] = size_t(expert) * (2 * I) + metal::min(2 * unit + r, 2 * I - 1);
-    }
-    // What the end needs is asked for before the weights, or it would be waited for after them.
-    float own[ROWS];
-    for (int r = 0; r < ROWS; ++r) {
-      own[r] = float(bias[rows[r]]);
-    }
-    for (int s = sequence; s < S; ++s) {
-      int rank = s == sequence ? pick - sequence * TOPK : rank_of<E>(logits + s * E, expert, lane);
-      if (rank < TOPK) {
-        int offset = s * (K / 4);
+  for (int s = sequence; s < S; ++s) {
+    int rank = s == sequence ? place : rank_of<E>(logits + s * E, expert, lane);
+    if (rank < TOPK) {
+      int offset = s * (K / 4);
+      float result = 0.0f;
+      size_t rows[ROWS];
+      gate_up_rows<I, ROWS>(base, first, rows);
+      Block<Q, ROWS * UNROLL> block;
+      load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+      simdgroup_barrier(mem_flags::mem_none);
+      // While the first weights are on their way.
+      if (S == 1 && tells) {
+        tell<E, TOPK>(logits, lane, place, picks + pick, weights + pick);
+      }
+#pragma clang loop unroll(disable)
+      for (int pass = 0; pass < PASSES && first + pass * UNITS < I; ++pass) {
+        int next = first + (pass + 1) * UNITS;
+        bool more = pass + 1 < PASSES && next < I;
         float acc[ROWS];
         for (int r = 0; r < ROWS; ++r) {
           acc[r] = 0.0f;
         }
-        Block<Q, ROWS * UNROLL> block;
-        load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
-        matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
-            words, scales, scales, rows, t, &offset, K / 32, 0, COUNT, lane, block, acc);
-        for (int r = 0; r < ROWS; ++r) {
-          acc[r] = simd_sum(acc[r]) + own[r];
-        }
-        if (lane == 0) {
-          for (int i = 0; i < UNITS; ++i) {
-            if (unit + i < I) {
-              float gate = metal::min(acc[2 * i], limit);
-              float linear = metal::max(metal::min(acc[2 * i + 1], limit), -limit);
-              float y = gate / (1.0f + metal::exp(-alpha * gate)) * (linear + 1.0f);
-              h[(s * TOPK + rank) * I + 4 * permuted<8>((unit + i) / 4, I / 32) + (unit + i) % 4] = A(y);
-            }
+        gate_up_rows<I, ROWS>(base, next, rows);
+        if (UNROLL * 32 >= COUNT) {
+          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(words, scales, rows, more, t, offset, K / 32, lane, block, acc);
+        } else {
+          size_t present[ROWS];
+          gate_up_rows<I, ROWS>(base, first + pass * UNITS, present);
+          matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
+              words, scales, scales, present, t, &offset, K / 32, 0, COUNT, lane, block, acc);
+          if (more) {
+            load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
           }
         }
+        float sum = simd_sums<ROWS>(acc, lane);
+        result = int(lane) % SPAN == pass ? sum : result;
+      }
+      result += float(own);
+      float gate = metal::min(result, limit);
+      float linear = metal::max(metal::min(simd_shuffle_xor(result, ushort(SPAN)), limit), -limit);
+      float y = gate / (1.0f + metal::exp(-alpha * gate)) * (linear + 1.0f);
+      if (writes) {
+        h[(s * TOPK + rank) * I + 4 * permuted<8>(unit / 4, I / 32) + unit % 4] = A(y);
       }
     }
   }

@@ -38,45 +38,43 @@ template <typename N, typename W, typename Q, typename B, typename T, int FORMAT
     rows[p] = pair / 32 * 64 + pair % 32;
     rows[PAIRS + p] = rows[p] + 32;
   }
-  // What the end needs is asked for before the weights, or it would be waited for after them.
-  bool writes = thread_index_in_simdgroup == 0;
-  float own[ROWS];
-  float turn[S * ROWS];
-  for (int p = 0; p < PAIRS; ++p) {
-    own[p] = writes ? float(bias[rows[p]]) : 0.0f;
-    own[PAIRS + p] = writes ? float(bias[rows[PAIRS + p]]) : 0.0f;
-    for (int s = 0; s < S; ++s) {
-      turn[s * ROWS + p] = writes ? rope[s * 64 + int(rows[p] % 32)] : 0.0f;
-      turn[s * ROWS + PAIRS + p] = writes ? rope[s * 64 + 32 + int(rows[p] % 32)] : 0.0f;
-    }
+  // What the end needs is asked for before the weights, or it would be waited for after them; as it lies in memory, or it
+  // would be waited for at once. Lane r brings what row r needs.
+  int mine = int(thread_index_in_simdgroup) % ROWS;
+  int own_pair = metal::min(first + mine % PAIRS, ALL - 1);
+  B own = bias[own_pair / 32 * 64 + own_pair % 32 + mine / PAIRS * 32];
+  float turn[S];
+  for (int s = 0; s < S; ++s) {
+    turn[s] = rope[s * 64 + own_pair % 32 + mine / PAIRS * 32];
   }
   float acc[S * ROWS];
   project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true>(
       x, norm, params[0], (const device uint*)weight, scales, biases, rows, true, staged, sums,
       simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
-  if (writes) {
-    for (int p = 0; p < PAIRS; ++p) {
-      if (first + p < ALL) {
-        int head = (first + p) / 32;
-        int d = (first + p) % 32;
-        for (int s = 0; s < S; ++s) {
-          float low = acc[s * ROWS + p] + own[p];
-          float high = acc[s * ROWS + PAIRS + p] + own[PAIRS + p];
-          float cosine = turn[s * ROWS + p];
-          float sine = turn[s * ROWS + PAIRS + p];
-          if (head < HEADS) {
-            int at = (s * HEADS + head) * 64 + d;
-            q[at] = low * cosine - high * sine;
-            q[at + 32] = high * cosine + low * sine;
-          } else if (head < HEADS + KV_HEADS) {
-            int at = (s * KV_HEADS + head - HEADS) * 64 + d;
-            k[at] = T(low * cosine - high * sine);
-            k[at + 32] = T(high * cosine + low * sine);
-          } else {
-            int at = (s * KV_HEADS + head - HEADS - KV_HEADS) * 64 + d;
-            v[at] = T(low);
-            v[at + 32] = T(high);
-          }
+  bool writes = thread_index_in_simdgroup == 0;
+  for (int p = 0; p < PAIRS; ++p) {
+    int head = (first + p) / 32;
+    int d = (first + p) % 32;
+    float low_own = simd_shuffle(float(own), ushort(p));
+    float high_own = simd_shuffle(float(own), ushort(PAIRS + p));
+    for (int s = 0; s < S; ++s) {
+      float low = acc[s * ROWS + p] + low_own;
+      float high = acc[s * ROWS + PAIRS + p] + high_own;
+      float cosine = simd_shuffle(turn[s], ushort(p));
+      float sine = simd_shuffle(turn[s], ushort(PAIRS + p));
+      if (writes && first + p < ALL) {
+        if (head < HEADS) {
+          int at = (s * HEADS + head) * 64 + d;
+          q[at] = low * cosine - high * sine;
+          q[at + 32] = high * cosine + low * sine;
+        } else if (head < HEADS + KV_HEADS) {
+          int at = (s * KV_HEADS + head - HEADS) * 64 + d;
+          k[at] = T(low * cosine - high * sine);
+          k[at + 32] = T(high * cosine + low * sine);
+        } else {
+          int at = (s * KV_HEADS + head - HEADS - KV_HEADS) * 64 + d;
+          v[at] = T(low);
+          v[at + 32] = T(high);
         }
       }
     }

@@ -29,9 +29,9 @@ template <typename V, typename W, typename B, typename A, int FORMAT, int K, int
   for (int r = 0; r < ROWS; ++r) {
     rows[r] = metal::min(first + r, E - 1);
   }
-  float own[ROWS];
+  B own[ROWS];
   for (int r = 0; r < ROWS; ++r) {
-    own[r] = float(bias[rows[r]]);
+    own[r] = bias[rows[r]];
   }
   float acc[S * ROWS];
   project<FORMAT, 32, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true>(
@@ -41,7 +41,7 @@ template <typename V, typename W, typename B, typename A, int FORMAT, int K, int
     for (int r = 0; r < ROWS; ++r) {
       if (first + r < E) {
         for (int s = 0; s < S; ++s) {
-          logits[s * E + first + r] = acc[s * ROWS + r] + own[r];
+          logits[s * E + first + r] = acc[s * ROWS + r] + float(own[r]);
         }
       }
     }

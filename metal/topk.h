@@ -56,7 +56,7 @@ METAL_FUNC int pick_expert(const device float* logits, int rank, uint lane) {
   load_keys<E>(logits, lane, keys);
   uint best = 0u;
   int expert = take_best<E>(keys, lane, best);
-#pragma clang loop unroll(disable)
+#pragma clang loop unroll_count(1)
   for (int round = 0; round < rank; ++round) {
     expert = take_best<E>(keys, lane, best);
   }
@@ -72,7 +72,7 @@ METAL_FUNC void best_experts(const device float* logits, uint lane, thread int& 
   float total = 0.0f;
   expert = 0;
   weight = 0.0f;
-#pragma clang loop unroll(disable)
+#pragma clang loop unroll_count(1)
   for (int round = 0; round < TOPK; ++round) {
     uint best = 0u;
     int winner = take_best<E>(keys, lane, best);

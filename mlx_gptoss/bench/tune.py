@@ -50,8 +50,10 @@ class Question:
 def questions() -> Iterator[Question]:
     """All that is searched, what weighs most first."""
     matrices = tuple(Rows(r, s, u) for r in (2, 4) for s in (4, 8, 16) for u in (1, 2, 4))
-    yield Question("gate_up", tuple(Rows(r, s, u) for r in (2, 4, 8) for s in (2, 4, 8) for u in (1, 3)))
-    yield Question("down", tuple(Rows(r, s, u, share=4) for r in (1, 2, 4) for s in (4, 8) for u in (1, 3)))
+    work = ((1, 1), (3, 1), (3, 2), (3, 4))
+    yield Question("gate_up", tuple(Rows(r, s, u, passes=p) for r in (2, 4) for s in (1, 2, 4) for u, p in work))
+    work = ((1, 4), (3, 4), (3, 2), (3, 1))
+    yield Question("down", tuple(Rows(r, 4, u, share=g) for r in (1, 2, 4) for u, g in work))
     yield Question("qkv", matrices)
     yield Question("out", matrices)
     yield Question(

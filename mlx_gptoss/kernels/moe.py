@@ -23,6 +23,7 @@ from mlx_gptoss.weights import Experts
 GATE_UP = "moe_gate_up"
 DOWN = "moe_down"
 SUMS_PER_SIMDGROUP = 32
+POWERS_OF_TWO = (1, 2, 4, 8, 16)
 _ACTIVATIONS = (mx.float32, mx.float16)
 
 
@@ -57,6 +58,8 @@ def moe_gate_up(
         return moe_gate_up_twin(t, logits, gate_up, params, top_k=top_k)
     weights = expert_arguments(gate_up, columns, GATE_UP)
     rows = (tuning or tuning_for(backend.family)).gate_up
+    if rows.rows not in POWERS_OF_TWO[1:] or rows.passes * rows.rows > SUMS_PER_SIMDGROUP:
+        raise KernelError("a simdgroup takes pairs of rows, at most 32 in all", got=str(rows), where=GATE_UP)
     threads = 32 * rows.simdgroups
     groups = -(-inner // (rows.simdgroups * rows.passes * rows.rows // 2))
     table = (max(SMALLEST_INPUT, batch * top_k),)
@@ -130,6 +133,10 @@ def moe_down(
     rows = (tuning or tuning_for(backend.family)).down
     if batch * rows.rows > SUMS_PER_SIMDGROUP or rows.simdgroups % rows.share:
         raise KernelError("a simdgroup writes at most 32 sums", got=f"{batch} x {rows}", where=DOWN)
+    if rows.rows not in POWERS_OF_TWO or -(-top_k // rows.share) * rows.rows > SUMS_PER_SIMDGROUP:
+        raise KernelError(
+            "a simdgroup takes 1, 2, 4, 8 or 16 rows of at most 32 / rows picks", got=str(rows), where=DOWN
+        )
     threads = 32 * rows.simdgroups
     groups = -(-down.rows // (rows.simdgroups // rows.share * rows.rows))
     return backend.launch(

@@ -13,6 +13,7 @@ from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.layout import permute_activation, picked_weight, unpermute_activation
 from mlx_gptoss.kernels.moe import moe_down, moe_down_twin, moe_gate_up, moe_gate_up_twin
 from mlx_gptoss.kernels.top_tokens import top_tokens, top_tokens_twin
+from mlx_gptoss.kernels.tuning import Rows, Tuning
 from mlx_gptoss.weights import Experts
 from tests.bench.backend import BenchBackend
 from tests.bench.executor import Schedule
@@ -63,17 +64,49 @@ def test_experts_match_twin_and_oracle(count: int, top_k: int, batch: int, dense
         np.testing.assert_allclose(wide(y)[s], result, atol=3e-5 * np.abs(result).max())
 
 
+@pytest.mark.parametrize(
+    ("hidden", "inner", "batch", "gate_up_rows", "down_rows"),
+    [
+        # Rows that are one block, taken after each other; the last simdgroups have fewer, or none.
+        (1088, 96, 1, Rows(2, 2, 2, passes=4), Rows(2, 2, 1, share=1)),
+        (992, 96, 1, Rows(4, 1, 1, passes=5), Rows(4, 4, 1, share=2)),
+        (160, 1056, 1, Rows(8, 2, 1, passes=3), Rows(8, 1, 2, share=1)),
+        # Rows of several blocks.
+        (2112, 64, 1, Rows(2, 1, 1, passes=3), Rows(1, 3, 1, share=3)),
+        (96, 2112, 1, Rows(2, 4, 1, passes=16), Rows(2, 2, 2, share=2)),
+        # More simdgroups than picks; several sequences.
+        (160, 96, 1, Rows(16, 1, 1, passes=2), Rows(4, 8, 1, share=8)),
+        (160, 96, 3, Rows(2, 2, 1, passes=4), Rows(2, 2, 1, share=2)),
+    ],
+)
+@pytest.mark.parametrize("dense", [False, True])
+def test_any_shape_of_the_work(
+    hidden: int, inner: int, batch: int, gate_up_rows: Rows, down_rows: Rows, dense: bool
+) -> None:
+    rng = np.random.default_rng(hidden)
+    gate_up = experts(rng, 33, 2 * inner, hidden, dense=dense)
+    down = experts(rng, 33, 97, inner, dense=dense)
+    t, logits, x = floats(rng, batch, 8, hidden // 32, 4), floats(rng, batch, 33), floats(rng, batch, 97)
+    tuning = Tuning(gate_up=gate_up_rows, down=down_rows)
+    got = moe_gate_up(t, logits, gate_up, PARAMS, top_k=4, backend=BenchBackend(), tuning=tuning)
+    want = moe_gate_up_twin(t, logits, gate_up, PARAMS, top_k=4)
+    assert np.array_equal(table(got[1], batch, 4), table(want[1], batch, 4))
+    close(got[2][: 4 * batch], want[2][: 4 * batch])
+    close(got[0], want[0])
+    close(moe_down(*want, down, x, backend=BenchBackend(), tuning=tuning), moe_down_twin(*want, down, x))
+
+
 def test_every_mxfp4_code_and_scale_decodes_exactly() -> None:
-    """One expert whose rows pick out single codes: all 16 codes at every exponent from 1 to 240."""
-    codes = np.arange(32) % 16
+    """One expert whose rows pick out single codes: all 16 codes in every place of a word, exponents from 1 to 240."""
     exponents = np.arange(1, 241)
+    codes = (np.arange(32) * 7 + exponents[:, None]) % 16
     blocks = np.zeros((1, 240, 4), np.uint32)
     for k in range(32):
-        blocks[0, :, k // 8] |= np.uint32(codes[k] << (4 * (k % 8)))
+        blocks[0, :, k // 8] |= (codes[:, k] << (4 * (k % 8))).astype(np.uint32)
     down = Experts(
         mx.zeros((1, 240), mx.bfloat16), mx.array(blocks), mx.array(exponents[None, :, None].astype(np.uint8))
     )
-    for k in range(16):
+    for k in (*range(8), 13, 18, 31):
         one = np.zeros((1, 1, 32), np.float32)
         one[0, 0, k] = 1.0
         y = moe_down(
@@ -84,7 +117,7 @@ def test_every_mxfp4_code_and_scale_decodes_exactly() -> None:
             mx.zeros((1, 240)),
             backend=BenchBackend(),
         )
-        want = FP4_VALUES[k].astype(np.float64) * 2.0 ** (exponents - 127.0)
+        want = FP4_VALUES[codes[:, k]].astype(np.float64) * 2.0 ** (exponents - 127.0)
         np.testing.assert_array_equal(wide(y)[0], want.astype(np.float32).astype(np.float64))
 
 
@@ -173,6 +206,14 @@ def test_mistakes_are_named() -> None:
         moe_gate_up(t, logits[:, :3], gate_up, PARAMS, top_k=2, backend=BenchBackend())
     with pytest.raises(KernelError, match="blocks and scales"):
         moe_gate_up(t, logits, Experts(gate_up.bias), PARAMS, top_k=2, backend=BenchBackend())
+    for rows in (Rows(1, 4, 1), Rows(6, 4, 1), Rows(4, 4, 1, passes=9)):
+        with pytest.raises(KernelError, match="pairs of rows"):
+            moe_gate_up(t, logits, gate_up, PARAMS, top_k=2, backend=BenchBackend(), tuning=Tuning(gate_up=rows))
+    down = experts(rng, 4, 96, 32)
+    h, picks, shares = floats(rng, 1, 4, 8, 1, 4), mx.zeros((8,), mx.int32), mx.zeros((8,))
+    for rows in (Rows(3, 4, 1), Rows(16, 4, 1)):
+        with pytest.raises(KernelError, match="rows of at most"):
+            moe_down(h, picks, shares, down, floats(rng, 1, 96), backend=BenchBackend(), tuning=Tuning(down=rows))
 
 
 @pytest.mark.parametrize(("size", "count", "batch"), [(300, 1, 1), (1000, 8, 2), (257, 20, 1), (8, 8, 1)])
