@@ -9,14 +9,14 @@ MSL_FN void threadgroup_barrier(mem_flags) { __syncthreads(); }
 MSL_FN void simdgroup_barrier(mem_flags) { __syncwarp(); }
 
 #define MSL_ALL_LANES 0xffffffffu
+// The barrier first: where ptxas (13.0) cannot tell that a warp is together, it adds a second version of the shuffles,
+// for lanes that come one by one, and has been seen to spoil uniform registers in it (a store to a wrong address).
 #define MSL_SHUFFLE(name, intrinsic)                                                                              \
-  MSL_FN float name(float v, ushort n) { return intrinsic(MSL_ALL_LANES, v, n); }                                 \
-  MSL_FN int name(int v, ushort n) { return intrinsic(MSL_ALL_LANES, v, n); }                                     \
-  MSL_FN uint name(uint v, ushort n) { return intrinsic(MSL_ALL_LANES, v, n); }                                   \
-  MSL_FN half name(half v, ushort n) { return as_type<half>(ushort(intrinsic(MSL_ALL_LANES, uint(v.bits), n))); } \
-  MSL_FN bfloat name(bfloat v, ushort n) {                                                                        \
-    return as_type<bfloat>(ushort(intrinsic(MSL_ALL_LANES, uint(v.bits), n)));                                    \
-  }                                                                                                               \
+  MSL_FN float name(float v, ushort n) { return __syncwarp(), intrinsic(MSL_ALL_LANES, v, n); }                   \
+  MSL_FN int name(int v, ushort n) { return __syncwarp(), intrinsic(MSL_ALL_LANES, v, n); }                       \
+  MSL_FN uint name(uint v, ushort n) { return __syncwarp(), intrinsic(MSL_ALL_LANES, v, n); }                     \
+  MSL_FN half name(half v, ushort n) { return as_type<half>(ushort(name(uint(v.bits), n))); }                     \
+  MSL_FN bfloat name(bfloat v, ushort n) { return as_type<bfloat>(ushort(name(uint(v.bits), n))); }               \
   template <typename T>                                                                                           \
   MSL_FN vec<T, 2> name(vec<T, 2> v, ushort n) { return vec<T, 2>(name(v.x, n), name(v.y, n)); }                  \
   template <typename T>                                                                                           \

@@ -37,7 +37,8 @@ Run = Callable[[Backend], Sequence[mx.array]]
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The sizes that decide which kernels a model runs. `tokens` is the prompt length of the prefill cases."""
+    """The sizes that decide which kernels a model runs. `tokens` is the prompt length of the prefill cases, `batch` the
+    number of sequences in the step that decode kernels are compared on besides a single one's."""
 
     hidden: int = 2880
     inner: int = 2880
@@ -52,6 +53,7 @@ class Shapes:
     alpha: float = 1.702
     tokens: int = 256
     keys: int = 1024
+    batch: int = 3
 
     @staticmethod
     def of(config: ModelConfig) -> Shapes:
@@ -129,49 +131,62 @@ def _params(shapes: Shapes) -> mx.array:
 
 def _qkv_rope(s: Shapes, _backend: Backend) -> Case:
     weight = _linear((s.heads + 2 * s.kv_heads) * HEAD_DIM, s.hidden)
-    norm, x = _normal(s.hidden, dtype=mx.bfloat16), _normal(1, s.hidden)
-    rope, params = _normal(1, HEAD_DIM), _params(s)
+    norm, xs = _normal(s.hidden, dtype=mx.bfloat16), _normal(s.batch, s.hidden)
+    ropes, params = _normal(s.batch, HEAD_DIM), _params(s)
+    x, rope = mx.contiguous(xs[:1]), mx.contiguous(ropes[:1])
+    mx.eval(x, rope)
 
-    def run(backend: Backend) -> Sequence[mx.array]:
+    def project(x: mx.array, rope: mx.array, backend: Backend) -> Sequence[mx.array]:
         return qkv.qkv_rope(
             x, norm, weight, rope, params, heads=s.heads, kv_heads=s.kv_heads, dtype=mx.float32, backend=backend
         )
 
+    def run(backend: Backend) -> Sequence[mx.array]:
+        return project(x, rope, backend)
+
+    def batch(backend: Backend) -> Sequence[mx.array]:
+        return project(xs, ropes, backend)
+
     def stock() -> mx.array:
         return mx.fast.rms_norm(x.astype(mx.bfloat16), norm, s.eps) @ weight.weight.T
 
-    return Case(qkv.NAME, run, weight.weight.nbytes, EXACT, stock)
+    return Case(qkv.NAME, run, weight.weight.nbytes, EXACT, stock, batch)
 
 
 def _attention_out(s: Shapes, _backend: Backend) -> Case:
     weight = _linear(s.hidden, s.heads * HEAD_DIM)
     a, x = _normal(1, s.heads * HEAD_DIM), _normal(1, s.hidden)
     parts, sinks = mx.abs(_normal(s.heads, 2, PART)) + 0.5, _normal(s.heads, dtype=mx.bfloat16)
+    many, xs = _normal(s.batch, s.heads * HEAD_DIM), _normal(s.batch, s.hidden)
     mx.eval(parts)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return [attention_out.attention_out(a, weight, x, backend=backend)]
 
-    def merging(backend: Backend) -> Sequence[mx.array]:
-        return [attention_out.attention_out(parts, weight, x, sinks=sinks, backend=backend)]
+    def others(backend: Backend) -> Sequence[mx.array]:
+        merged = attention_out.attention_out(parts, weight, x, sinks=sinks, backend=backend)
+        return [merged, attention_out.attention_out(many, weight, xs, backend=backend)]
 
     def stock() -> mx.array:
         return a.astype(mx.bfloat16) @ weight.weight.T
 
-    return Case(attention_out.NAME, run, weight.weight.nbytes, EXACT, stock, merging)
+    return Case(attention_out.NAME, run, weight.weight.nbytes, EXACT, stock, others)
 
 
 def _router(s: Shapes, _backend: Backend) -> Case:
     weight, norm = _linear(s.experts, s.hidden), _normal(s.hidden, dtype=mx.bfloat16)
-    x, params = _normal(1, s.hidden), _params(s)
+    x, xs, params = _normal(1, s.hidden), _normal(s.batch, s.hidden), _params(s)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return router.router(x, norm, weight, params, backend=backend)
 
+    def batch(backend: Backend) -> Sequence[mx.array]:
+        return router.router(xs, norm, weight, params, backend=backend)
+
     def stock() -> mx.array:
         return mx.fast.rms_norm(x.astype(mx.bfloat16), norm, s.eps) @ weight.weight.T
 
-    return Case(router.NAME, run, weight.weight.nbytes, EXACT, stock)
+    return Case(router.NAME, run, weight.weight.nbytes, EXACT, stock, batch)
 
 
 def _gather(x: mx.array, experts: Experts, picks: mx.array) -> mx.array:
@@ -192,12 +207,20 @@ def _moe_gate_up(s: Shapes, _backend: Backend) -> Case:
     weights, params = _experts(count, 2 * s.inner, s.hidden), _params(s)
     picks = mx.argsort(-logits, axis=-1)[:, : s.top_k].astype(mx.uint32)
     x = _normal(1, 1, 1, s.hidden, dtype=mx.bfloat16)
+    ts, all_logits = _normal(s.batch, 8, s.hidden // 32, 4), _normal(s.batch, count)
+
+    def take(t: mx.array, logits: mx.array, backend: Backend) -> Sequence[mx.array]:
+        h, chosen, shares = moe.moe_gate_up(t, logits, weights, params, top_k=s.top_k, backend=backend)
+        used = t.shape[0] * s.top_k
+        return [h, chosen[:used], shares[:used]]
 
     def run(backend: Backend) -> Sequence[mx.array]:
-        h, chosen, shares = moe.moe_gate_up(t, logits, weights, params, top_k=s.top_k, backend=backend)
-        return [h, chosen[: s.top_k], shares[: s.top_k]]
+        return take(t, logits, backend)
 
-    return Case(moe.GATE_UP, run, _expert_bytes(weights, s.top_k), EXACT, lambda: _gather(x, weights, picks))
+    def batch(backend: Backend) -> Sequence[mx.array]:
+        return take(ts, all_logits, backend)
+
+    return Case(moe.GATE_UP, run, _expert_bytes(weights, s.top_k), EXACT, lambda: _gather(x, weights, picks), batch)
 
 
 def _moe_down(s: Shapes, _backend: Backend) -> Case:
@@ -207,30 +230,39 @@ def _moe_down(s: Shapes, _backend: Backend) -> Case:
     picks, shares = padded(chosen.reshape(-1).astype(mx.int32)), padded(mx.softmax(mx.arange(s.top_k) * 0.3))
     h = _normal(1, s.top_k, 8, s.inner // 32, 4)
     inner = _normal(1, s.top_k, 1, s.inner, dtype=mx.bfloat16)
-    mx.eval(picks, shares)
+    all_picks = padded(mx.argsort(_normal(s.batch, count), axis=-1)[:, : s.top_k].reshape(-1).astype(mx.int32))
+    all_shares = padded(mx.softmax(_normal(s.batch, s.top_k), axis=-1).reshape(-1))
+    hs, xs = _normal(s.batch, s.top_k, 8, s.inner // 32, 4), _normal(s.batch, s.hidden)
+    mx.eval(picks, shares, all_picks, all_shares)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return [moe.moe_down(h, picks, shares, weights, x, backend=backend)]
 
+    def batch(backend: Backend) -> Sequence[mx.array]:
+        return [moe.moe_down(hs, all_picks, all_shares, weights, xs, backend=backend)]
+
     def stock() -> mx.array:
         return _gather(inner, weights, chosen.astype(mx.uint32))
 
-    return Case(moe.DOWN, run, _expert_bytes(weights, s.top_k), EXACT, stock)
+    return Case(moe.DOWN, run, _expert_bytes(weights, s.top_k), EXACT, stock, batch)
 
 
 def _head(s: Shapes, _backend: Backend) -> Case:
     rows = min(s.vocabulary, MOST_VOCABULARY)
     weight, norm = _linear(rows, s.hidden), _normal(s.hidden, dtype=mx.bfloat16)
-    x, params = _normal(1, s.hidden), _params(s)
+    x, xs, params = _normal(1, s.hidden), _normal(s.batch, s.hidden), _params(s)
     valid = rows - rows // 8
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return [head.head(x, norm, weight, params, valid=valid, backend=backend)]
 
+    def batch(backend: Backend) -> Sequence[mx.array]:
+        return [head.head(xs, norm, weight, params, valid=valid, backend=backend)]
+
     def stock() -> mx.array:
         return mx.fast.rms_norm(x.astype(mx.bfloat16), norm, s.eps) @ weight.weight.T
 
-    return Case(head.NAME, run, weight.weight.nbytes * valid // rows, EXACT, stock)
+    return Case(head.NAME, run, weight.weight.nbytes * valid // rows, EXACT, stock, batch)
 
 
 def _top_tokens(s: Shapes, _backend: Backend) -> Case:

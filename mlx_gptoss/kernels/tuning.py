@@ -90,9 +90,9 @@ TUNINGS: Mapping[str, Tuning] = {
     "h100": Tuning(
         qkv=Rows(2, 4, 4),
         out=Rows(1, 8, 8),
-        router=Rows(1, 8, 12),
-        gate_up=Rows(2, 2, 3, passes=4),
-        down=Rows(2, 2, 3, share=2),
+        router=Rows(1, 4, 6),
+        gate_up=Rows(4, 1, 3, passes=4),
+        down=Rows(2, 4, 3, share=4),
         head=Rows(2, 8, 4, passes=4),
         full=Attention(12, 4, split_keys=64, max_parts=16),
         sliding=Attention(16, 4),

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from mlx_gptoss.bench.spec import BenchSpec
+from mlx_gptoss.bench.subject import load_ours
 from mlx_gptoss.cli.doctor_cmd import doctor
-from mlx_gptoss.kernels import attention
+from mlx_gptoss.engine import Engine, EngineOptions, GenerationRequest
+from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router
 from mlx_gptoss.kernels.attention import attention_full, attention_full_twin, attention_merge, attention_merge_twin
 from mlx_gptoss.kernels.backends import backend_named
 from mlx_gptoss.kernels.cases import CASES, Shapes
@@ -38,6 +41,33 @@ def test_every_kernel_agrees_with_its_twin(kernel: str, model: str, tokens: int,
     shapes = replace(MODELS[model], tokens=tokens, keys=8192)
     report = check_kernel(kernel, shapes, backend_named(device), measure=False)
     assert report.status == "ok", report.reason
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("kernel", [qkv.NAME, attention_out.NAME, router.NAME, moe.GATE_UP, moe.DOWN, head.NAME])
+def test_every_batch_agrees_with_its_twin(kernel: str, batch: int, device: str) -> None:
+    report = check_kernel(kernel, Shapes(batch=batch), backend_named(device), measure=False)
+    assert report.status == "ok", report.reason
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_engine_of_sixteen(device: str) -> None:
+    """Random weights of the released shape in two layers, requests that join and leave: each ends at its length."""
+    spec = BenchSpec(random="20b", layers=2, backend=device)
+    rng = np.random.default_rng(0)
+    with Engine(lambda: load_ours(spec).model, EngineOptions(max_batch=16)) as engine:
+        asked = [
+            GenerationRequest(
+                tuple(rng.integers(0, 199_000, 100 + 13 * i).tolist()),
+                max_tokens=8 + i,
+                stop_ids=(),
+                repetition_stop=False,
+            )
+            for i in range(24)
+        ]
+        for request, generation in [(request, engine.submit(request)) for request in asked]:
+            assert len(list(generation)) == request.max_tokens
 
 
 @pytest.mark.parametrize("device", DEVICES)
