@@ -27,6 +27,7 @@ from training.step import Stepper
 
 LONGEST = ((0.0, 640), (0.06, 1536), (0.12, 4096), (0.2, 8192))  # longest text by progress
 AHEAD = 4  # batches that may be waiting on the GPU
+PAUSED = 5.0  # an update that took more seconds was stopped from outside: the schedule waits for it
 
 
 def feed(lexicon: Lexicon, known: Known, seed: int, tokens: int, longest: Any, queue: Any) -> None:
@@ -123,7 +124,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     start, seen, waited = time.time(), 0, 0.0
     room = max(1.0, arguments.seconds - arguments.reserve - (start - began))  # for training alone
-    shown, saved, progress = 0.0, start, arguments.begin
+    shown, saved, progress, now = 0.0, start, arguments.begin, start
     marks: list[torch.cuda.Event] = []
     while progress < 1.0 and not stop.asked() and not (arguments.steps and stepper.steps >= arguments.steps):
         longest.value = min(arguments.longest, max(limit for at, limit in LONGEST if progress >= at))
@@ -142,7 +143,8 @@ def train(arguments: argparse.Namespace) -> None:
                     marks.pop(0).synchronize()
         share = rate_at(progress, stepper.steps)
         stepper.update(arguments.muon * share, arguments.adam * share)
-        now = time.time()
+        now, before = time.time(), now
+        start += now - before if now - before > PAUSED else 0.0
         progress = arguments.begin + (1 - arguments.begin) * (now - start) / room
         if now - start >= shown:
             shown = now - start + arguments.every
