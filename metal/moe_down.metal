@@ -9,7 +9,7 @@
 // why          the experts meet in a simdgroup's registers and in threadgroup memory, so their sum needs no launch, no
 //              atomics and no array; the next expert's rows are loaded while the present one's are used.
 // reference    mlx_gptoss/kernels/moe.py, moe_down_twin.
-#include "matvec.h"
+#include "rolling.h"
 
 // The rows first .. of an expert, none beyond its end.
 template <int N, int ROWS>

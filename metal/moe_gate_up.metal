@@ -13,7 +13,7 @@
 //              rows of the next are loaded while those of the present are used, where a row is one block, and the
 //              end comes once for all, a lane a result.
 // reference    mlx_gptoss/kernels/moe.py, moe_gate_up_twin.
-#include "matvec.h"
+#include "rolling.h"
 #include "topk.h"
 
 // Rows 2 unit .. of an expert that starts at row `base`, none beyond its end.

@@ -92,7 +92,7 @@ TUNINGS: Mapping[str, Tuning] = {
         out=Rows(1, 8, 8),
         router=Rows(1, 4, 6),
         gate_up=Rows(4, 1, 3, passes=4),
-        down=Rows(2, 4, 3, share=4),
+        down=Rows(2, 4, 1, share=4),
         head=Rows(2, 8, 4, passes=4),
         full=Attention(12, 4, split_keys=64, max_parts=16),
         sliding=Attention(16, 4),

@@ -86,8 +86,8 @@ def test_malformed(files: dict[str, str], message: str) -> None:
 def test_every_kernel_loads_and_is_small(name: str) -> None:
     kernel = load_kernel(name)
     assert kernel.name == name
-    # MLX hashes the text at every evaluation: about 1 us a kilobyte.
-    assert len(kernel.header) + len(kernel.source) < 16_000
+    # MLX puts the text together anew for every call outside a compiled step: about 1 us a kilobyte.
+    assert len(kernel.header) + len(kernel.source) < 20_000
     assert "//" not in kernel.header + kernel.source
 
 
