@@ -142,7 +142,8 @@ class Source:
         call = Call(function.name, {name: value}, '{"result": "ok"}')
         return Turn(f"Call {function.name} with {name} = {value}.", "", f"{function.name} says: result ok.", call)
 
-    def draw(self, task: str, effort: str, longest: int = 8192) -> Example:
+    def draw(self, task: str, effort: str, longest: int = 8192, kind: str = "") -> Example:
+        """A conversation. `kind`: one of toolbox.KINDS or structured.KINDS for their tasks, or any."""
         rng = self.rng
         wide = not self.evaluation and rng.random() < WIDE
         self.lexicon = lexicon = self.wide if wide else self.narrow
@@ -150,11 +151,11 @@ class Source:
         response_format, wish = TEXT, ""
         history: list[Turn] | None = None
         if task in ("tool call", "tool result"):
-            turn, functions = Toolbox(rng, lexicon, self.evaluation).draw(effort)
+            turn, functions = Toolbox(rng, lexicon, self.evaluation).draw(effort, kind)
             if rng.random() < 0.08:
                 turn, wish = announced(turn), rng.choice(PREAMBLE_WISHES)
         elif task == "json":
-            turn, response_format = Structured(rng, lexicon, self.evaluation).draw(effort)
+            turn, response_format = Structured(rng, lexicon, self.evaluation).draw(effort, kind)
             history = [] if rng.random() < 0.8 else None
         elif task == "recall":
             turn, history = self.recall(effort)

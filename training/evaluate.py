@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training import structured, toolbox
 from training.checkpoint import fill, known_ids, load
 from training.conversation import EFFORTS, Example
 from training.data import TASKS, Source
@@ -132,6 +133,19 @@ def questions(
     return asked
 
 
+def questions_by_kind(lexicon: Lexicon, count: int, seed: int = 11) -> list[tuple[str, Example]]:
+    """Labelled held-out examples of each kind of tool call and of JSON, with words of training."""
+    source = Source(lexicon, seed, evaluation=True)
+    source.lexicon = source.narrow = with_known_words(source.narrow)
+    kinds = [("tool call", kind) for kind in toolbox.KINDS] + [("json", kind) for kind in structured.KINDS]
+    return [
+        (f"{task}, {kind}", source.draw(task, effort, 1500, kind))
+        for task, kind in kinds
+        for effort in EFFORTS
+        for _ in range(count)
+    ]
+
+
 def with_known_words(lexicon: Lexicon) -> Lexicon:
     """`lexicon`, whose words for evaluation are those of training."""
     nouns, proper = lexicon.nouns, lexicon.proper
@@ -207,6 +221,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, nargs="*", default=list(LONG))
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this long, with what there is")
     parser.add_argument("--new-words", action="store_true", help="ask with nouns and names that training never shows")
+    parser.add_argument("--kinds", action="store_true", help="ask each kind of tool call and of JSON instead")
     arguments = parser.parse_args()
     began = time.time()
     lexicon = Lexicon(arguments.vocabulary)
@@ -221,8 +236,10 @@ def main() -> None:
     weights = {name: tensor.to(dtype) for name, tensor in fill(model, tensors).items()}
     generate = Generator(model, weights, ids, dtype)
     asked = questions(lexicon, arguments.count, tuple(arguments.long), arguments.new_words)
+    if arguments.kinds:
+        asked = questions_by_kind(lexicon, arguments.count)
     print(f"{len(asked)} prompts; set up in {time.time() - began:.0f} s", flush=True)
-    name = "accuracy-new-words" if arguments.new_words else "accuracy"
+    name = "accuracy-kinds" if arguments.kinds else "accuracy-new-words" if arguments.new_words else "accuracy"
     cells: Cells = {}
     for temperature in arguments.temperatures:
         limits = Limits(arguments.room, arguments.wrong, began + arguments.seconds)

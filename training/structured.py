@@ -74,6 +74,9 @@ def answer(effort: str, user: str, wanted: dict[str, Any], before: str = "") -> 
     return Turn(user, f"{before} {thought}".strip(), json.dumps(wanted))
 
 
+KINDS = ("sentences", "keys by name", "sums", "lists")
+
+
 class Structured:
     def __init__(self, rng: random.Random, lexicon: Lexicon, evaluation: bool) -> None:
         self.rng, self.lexicon, self.evaluation = rng, lexicon, evaluation
@@ -230,6 +233,7 @@ class Structured:
         form = self.format({}, {key: {"type": "array", "items": {"type": "string"}}})
         return answer(effort, self.decorated(user), {key: items}), form
 
-    def draw(self, effort: str) -> tuple[Turn, ResponseFormat]:
-        task = self.rng.choices((self.scene, self.fields, self.sums, self.listing), (42, 28, 22, 8))[0]
-        return task(effort)
+    def draw(self, effort: str, kind: str = "") -> tuple[Turn, ResponseFormat]:
+        """Of one of KINDS, or of any."""
+        tasks = (self.scene, self.fields, self.sums, self.listing)
+        return dict(zip(KINDS, tasks, strict=True))[kind or self.rng.choices(KINDS, (42, 28, 22, 8))[0]](effort)

@@ -61,6 +61,9 @@ def told(key: str, value: Any) -> str:
     return spoken(value) if key in ("result", "report", "answer", "text") else f"{key} {spoken(value)}"
 
 
+KINDS = ("everyday", "named after a noun", "called by name", "sums")
+
+
 class Toolbox:
     """A set of functions, one of which (`asked`) the turn will call."""
 
@@ -384,9 +387,10 @@ class Toolbox:
                            (result, said, f"{arithmetic.equation(kind, a, b)}."))  # fmt: skip
         return turn, self.with_others(asked, "sums")
 
-    def draw(self, effort: str) -> tuple[Turn, tuple[Function, ...]]:
-        task = self.rng.choices((self.everyday, self.about_noun, self.ordered, self.sums), (58, 18, 10, 14))[0]
-        return task(effort)
+    def draw(self, effort: str, kind: str = "") -> tuple[Turn, tuple[Function, ...]]:
+        """Of one of KINDS, or of any."""
+        tasks = (self.everyday, self.about_noun, self.ordered, self.sums)
+        return dict(zip(KINDS, tasks, strict=True))[kind or self.rng.choices(KINDS, (58, 18, 10, 14))[0]](effort)
 
 
 def announced(turn: Turn) -> Turn:
