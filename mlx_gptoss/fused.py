@@ -68,7 +68,7 @@ class FusedModel:
         self._decoder = DecodeGraph(self.config, self.weights, self.board, self.dtype, self._params)
         self._prefiller = PrefillGraph(self.stock, self._decoder, self._chunk)
         self.replays = Replays()
-        self._carried = CarriedState(self.stock.rope)
+        self._carried: list[CarriedState] = []
 
     @property
     def draw_backend(self) -> Backend:
@@ -110,7 +110,12 @@ class FusedModel:
         """
         self._check(token_ids, caches)
         starts = range(0, len(caches), MAX_BATCH)
-        parts = [self._decode(token_ids[at : at + MAX_BATCH], caches[at : at + MAX_BATCH]) for at in starts]
+        while len(self._carried) < len(starts):
+            self._carried.append(CarriedState(self.stock.rope))
+        parts = [
+            self._decode(token_ids[at : at + MAX_BATCH], caches[at : at + MAX_BATCH], carried)
+            for at, carried in zip(starts, self._carried, strict=False)
+        ]
         self._went_well()
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
@@ -118,15 +123,15 @@ class FusedModel:
         if self._mender.survived():
             self._build()
 
-    def _decode(self, token_ids: mx.array, caches: Sequence[SequenceCache]) -> mx.array:
+    def _decode(self, token_ids: mx.array, caches: Sequence[SequenceCache], carried: CarriedState) -> mx.array:
         plan, positions = self._prepare(caches)
-        inputs = StepInputs(token_ids, self._carried.state(positions), tuple(cache.offset for cache in caches))
+        inputs = StepInputs(token_ids, carried.state(positions), tuple(cache.offset for cache in caches))
         layers = [[cache.layers[index] for cache in caches] for index in range(self.config.num_layers)]
         if self._decoder.replayable:
             result = self.replays.step(self._decoder, plan, inputs, layers)
         else:
             result = self._decoder.step(plan, inputs, layers)
-        self._carried.carry(positions, result.numbers)
+        carried.carry(positions, result.numbers)
         if self.board.on(FULL):
             for row in layers:
                 for layer in row:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from training.lexicon import Known
 from training.model import ToyGptOss
+from training.shape import SHARPNESS
 
 SHORT = ("qkv_bias", "sinks", "out_bias", "router", "router_bias", "gate_up_bias", "down_bias", "attention_norm",
          "mlp_norm", "norm")  # fmt: skip
@@ -68,10 +69,12 @@ def resume(model: ToyGptOss, known: Known, folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-    """The shipped tensors (bf16) and the ids of the known tokens, in row order."""
+    """The shipped tensors (bf16) and the ids of the known tokens, in row order. The head is SHARPNESS times the trained
+    one."""
     tensors: dict[str, Tensor] = {}
     for part in sorted(folder.glob("shipped-*.pt")):
         tensors |= torch.load(part, map_location="cpu")
+    tensors["head"] = tensors["head"] * SHARPNESS
     return tensors, tuple(tensors.pop("ids").tolist())
 
 

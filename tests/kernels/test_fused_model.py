@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from mlx_gptoss.errors import ConfigError, ContextOverflowError, InvalidRequestE
 from mlx_gptoss.fused import FusedModel
 from mlx_gptoss.kernels.backend import Backend, StockBackend
 from mlx_gptoss.model import GptOssModel
+from mlx_gptoss.step_state import CarriedState, Position, StepState
 from mlx_gptoss.weights import ModelWeights
 from tests.bench.backend import BenchBackend
 from tests.tiny import quantize_linear, random_weights, tiny_config
@@ -126,6 +129,26 @@ def test_ten_sequences_go_in_two_groups() -> None:
     assert got.shape == (10, config.vocab_size)
     assert backend.launches.count("qkv_rope") == 2
     assert backend.launches.count("attention_sliding") == 10
+
+
+def test_each_group_carries_its_own_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be foreseen of a step's positions comes from the host once, also where two groups take turns."""
+    config = small(num_layers=2)
+    model = fused(config, random_weights(config, seed=5, dtype=mx.float32), mx.float32, tail=16)
+    caches = [model.make_cache() for _ in range(10)]
+    for length, cache in enumerate(caches, 1):
+        model.prefill([PROMPT[:length]], cache)
+    uploads = []
+    upload = CarriedState._upload
+
+    def counted(state: CarriedState, positions: Sequence[Position]) -> StepState:
+        uploads.append(len(positions))
+        return upload(state, positions)
+
+    monkeypatch.setattr(CarriedState, "_upload", counted)
+    for _ in range(3):
+        mx.eval(model.decode(mx.arange(10), caches))
+    assert uploads == [8, 2]
 
 
 @pytest.mark.parametrize("context", [5, 70, 150])
