@@ -103,8 +103,17 @@ def report(error: BaseException) -> int:
     return EXIT_ERROR
 
 
+def settle_stdout() -> None:
+    """After an error: what stdout still holds goes out, or nowhere; else the interpreter's last flush raises again and
+    its exit code replaces ours."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        silence_stdout()
+
+
 def silence_stdout() -> None:
-    """After a broken pipe: let the interpreter's last flush go nowhere instead of raising again."""
+    """Let the interpreter's last flush go nowhere."""
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):
@@ -135,4 +144,6 @@ def main(arguments: list[str] | None = None) -> None:
         silence_stdout()
         sys.exit(EXIT_ERROR)
     except Exception as error:
-        sys.exit(report(error))
+        code = report(error)
+        settle_stdout()
+        sys.exit(code)
