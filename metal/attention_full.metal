@@ -38,6 +38,7 @@ template <typename T, typename B, int HEADS, int KV_HEADS, int TAIL, int SIMDGRO
   constexpr int BLOCK = 4 * UNROLL;
   constexpr int WORDS = 2 * sizeof(T);  // of 8 values
   constexpr int PAIR = sizeof(T) / 2;   // of 2 values
+  static_assert(8 * BLOCK + 32 <= 4 * ATTEND_MEMORY, "a block's weights do not fit a simdgroup's memory");
   uint lane = thread_index_in_simdgroup;
   int part = int(threadgroup_position_in_grid.x);
   int parts = int(threadgroups_per_grid.x);

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_gptoss.engine.cache_state import Arrays, pack, unpack
 from mlx_gptoss.engine.prefix import TokenIds, common_prefix, reached
+from mlx_gptoss.liveness import alive
 
 _FOLDER = "mlx-gptoss-spill-"
 _WRITES_IN_FLIGHT = 2
@@ -145,15 +146,5 @@ class SpillStore:
 def _remove_stale(folder: Path) -> None:
     for left in folder.glob(f"{_FOLDER}*"):
         owner = left.name.removeprefix(_FOLDER).partition("-")[0]
-        if owner.isdigit() and not _alive(int(owner)):
+        if owner.isdigit() and not alive(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

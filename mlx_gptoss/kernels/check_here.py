@@ -17,6 +17,7 @@ from pathlib import Path
 from mlx_gptoss.kernels.cases import Shapes
 from mlx_gptoss.kernels.check import KernelReport, check_kernel, off
 from mlx_gptoss.kernels.selfcheck_child import backend_from
+from mlx_gptoss.liveness import alive
 
 _CRASHED = "the program ended while the kernel was being checked"
 
@@ -68,7 +69,9 @@ def _read(note: Path) -> list[str]:
     """The kernels during whose check a program ended. A note of a program that is still at it says nothing."""
     try:
         written = json.loads(note.read_text(encoding="utf-8"))
-        return [] if _alive(int(written["process"])) else [str(kernel) for kernel in written["kernels"]]
+        # With our own id it is of an earlier process.
+        running = int(written["process"]) != os.getpid() and alive(int(written["process"]))
+        return [] if running else [str(kernel) for kernel in written["kernels"]]
     except (OSError, ValueError, TypeError, KeyError):
         return []
 
@@ -79,15 +82,3 @@ def _write(note: Path, kernels: Sequence[str]) -> None:
         note.write_text(json.dumps({"process": os.getpid(), "kernels": kernels}), encoding="utf-8")
     except OSError:
         return  # then a crash is met again at the next start
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False  # an earlier process had the same id
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
