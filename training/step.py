@@ -16,10 +16,13 @@ from training.checkpoint import SHORT
 from training.data import Batch, capacity, rows_of
 from training.model import Parts, ToyGptOss
 from training.muon import Muon
+from training.ranks import Ranks
 
 MATRICES = ("qkv", "out", "gate_up", "down")
 ROWS = ("embed", "head")
 PIECES = ("gain", "kind", "own", "unknown")
+ALONE = Ranks()
+SAME_EVERY = 100  # updates between two copies of the first rank's master weights to all
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,9 @@ def weight_of(length: int) -> float:
 
 
 class Stepper:
-    def __init__(self, model: ToyGptOss, tokens: int, decay: float, graphs: bool) -> None:
+    def __init__(self, model: ToyGptOss, tokens: int, decay: float, graphs: bool, ranks: Ranks = ALONE) -> None:
         """`tokens` in a batch; `graphs`: capture CUDA graphs (else everything runs one kernel at a time)."""
-        self.model, self.tokens, self.decay, self.graphs = model, tokens, decay, graphs
+        self.model, self.tokens, self.decay, self.graphs, self.ranks = model, tokens, decay, graphs, ranks
         self.device = model.norm.device
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.weights = {
@@ -55,8 +58,12 @@ class Stepper:
         }
         small = [getattr(model, name) for name in SHORT]
         self.leaves: list[Tensor] = [*self.weights.values(), *small]
-        self.sums = [torch.zeros_like(leaf, dtype=torch.float32, requires_grad=False) for leaf in self.leaves]
-        self.count = torch.zeros((), device=self.device)
+        # One run of memory, so that ranks add it up in one go: a sum per leaf, and the number of targets.
+        sizes = [leaf.numel() for leaf in self.leaves]
+        self.all_sums = torch.zeros(sum(sizes) + 1, device=self.device)
+        pieces = self.all_sums.split([*sizes, 1])
+        self.sums = [piece.view(leaf.shape) for piece, leaf in zip(pieces, self.leaves, strict=False)]
+        self.count = self.all_sums[-1]
         # Rates of Muon and Adam, Adam's two corrections: while warming up, nothing moves.
         self.knobs = torch.tensor((0.0, 0.0, 1.0, 1.0), device=self.device)
         self.muon = Muon([getattr(model, name) for name in MATRICES])
@@ -115,8 +122,7 @@ class Stepper:
         self.adam.step(gradients, self.knobs[1], (self.knobs[2], self.knobs[3]))
         for name, tensor in self.model.shipped().items():
             self.weights[name].copy_(tensor)
-        for total in (*self.sums, self.count):
-            total.zero_()
+        self.all_sums.zero_()
 
     def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Gradients of a table's gains, kinds, own rows and shared row from that of its rows [K + 1, H]."""
@@ -125,13 +131,16 @@ class Stepper:
         return gain, self.kinds @ known[:, codes:], known.index_select(0, self.model.own), rows[-1]
 
     def update(self, muon: float, adam: float) -> None:
-        """One step of both optimisers with the gradients added so far, at these rates."""
+        """One step of both optimisers with the gradients that all ranks have added so far, at these rates."""
         self.steps += 1
+        self.ranks.add_up(self.all_sums)
         self.knobs.copy_(torch.tensor((muon, adam, *self.adam.corrections(self.steps))), non_blocking=True)
         if self.update_graph is not None:
             self.update_graph.replay()
         else:
             self.run_update()
+        if self.steps % SAME_EVERY == 0:
+            self.ranks.same([parameter.data for parameter in self.model.parameters()])
 
     # -- capturing --------------------------------------------------------------------------------------------
 
@@ -192,7 +201,7 @@ class Stepper:
     @torch.no_grad()
     def forget(self) -> None:
         """Empties all sums, averages and totals. The rates were zero while warming up: the weights have not moved."""
-        buffers = (*self.sums, self.count, *self.muon.buffers, *self.adam.first, *self.adam.second)
+        buffers = (self.all_sums, *self.muon.buffers, *self.adam.first, *self.adam.second)
         for buffer in (*buffers, *(inputs.total for inputs in self.inputs.values())):
             buffer.zero_()
         self.steps = 0

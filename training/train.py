@@ -2,6 +2,8 @@
 
     python -m training.train --vocabulary o200k_base.tiktoken --out out --seconds 1080
 
+On several GPUs, `torchrun --standalone --nproc-per-node 8 -m training.train ...`: see `ranks.py`.
+
 Writes `shipped-*.pt` (what export reads: every weight exactly as it ships) and `master-*.pt` (to train on from), at
 the end, every `--save-every` seconds, and when it is told to stop by SIGTERM, SIGINT or a file `stop` in `--out`.
 """
@@ -22,6 +24,7 @@ from training.checkpoint import known_ids, resume, save
 from training.data import LENGTHS, Source, batches, survey
 from training.lexicon import Known, Lexicon
 from training.model import ToyGptOss
+from training.ranks import Ranks
 from training.shape import Shape
 from training.step import Stepper
 
@@ -96,40 +99,50 @@ def report(stepper: Stepper, seconds: float, seen: int, waited: float, progress:
 
 def train(arguments: argparse.Namespace) -> None:
     began = time.time()
+    ranks = Ranks.from_environment()
     stop = Stop(arguments.out / "stop")
     lexicon = Lexicon(arguments.vocabulary)
     known = known_tokens(arguments, lexicon)
     context = mp.get_context("fork")
     lengths = tuple(length for length in LENGTHS if length <= arguments.longest)
     longest, queue = context.Value("i", min(LONGEST[0][1], arguments.longest)), context.Queue(maxsize=60)
-    work = (lexicon, known)
+    work, seed = (lexicon, known), arguments.seed + 100 * ranks.rank
     workers = [
-        context.Process(target=feed, args=(*work, arguments.seed + i, arguments.tokens, longest, queue), daemon=True)
+        context.Process(target=feed, args=(*work, seed + i, arguments.tokens, longest, queue), daemon=True)
         for i in range(arguments.workers)
     ]
     for worker in workers:
         worker.start()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = ranks.device()
+    ranks.join()
     torch.backends.cuda.matmul.allow_tf32 = True
     model = ToyGptOss(Shape(), known).to(device)
     if arguments.resume:
         resume(model, known, arguments.resume)
     size = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(("embed", "head")))
-    print(f"known tokens {len(known.ids)}, with rows of their own {sum(i >= 0 for i in known.trained)}")
-    print(f"parameters outside the vocabulary {size:,}; set up in {time.time() - began:.0f} s", flush=True)
+    if ranks.first:
+        print(f"known tokens {len(known.ids)}, with rows of their own {sum(i >= 0 for i in known.trained)}")
+        print(f"parameters outside the vocabulary {size:,}; set up in {time.time() - began:.0f} s", flush=True)
     on_gpu = device.type == "cuda"
-    stepper = Stepper(model, arguments.tokens, arguments.decay, on_gpu and not arguments.eager)
+    stepper = Stepper(model, arguments.tokens, arguments.decay, on_gpu and not arguments.eager, ranks)
     stepper.prepare(lengths, on_gpu and not (arguments.eager or arguments.no_compile))
-    print(f"ready after {time.time() - began:.0f} s, {len(stepper.captured)} graphs", flush=True)
+    print(f"rank {ranks.rank} ready after {time.time() - began:.0f} s, {len(stepper.captured)} graphs", flush=True)
+    ranks.agreed(0.0, False)  # all are ready
 
     start, seen, waited = time.time(), 0, 0.0
     room = max(1.0, arguments.seconds - arguments.reserve - (start - began))  # for training alone
     shown, saved, progress, now = 0.0, start, arguments.begin, start
     marks: list[torch.cuda.Event] = []
-    while progress < 1.0 and not stop.asked() and not (arguments.steps and stepper.steps >= arguments.steps):
+    share_of_targets = arguments.targets / ranks.world
+    while True:
+        progress, asked_to_stop = ranks.agreed(progress, stop.asked())
+        if progress >= 1.0 or asked_to_stop or (arguments.steps and stepper.steps >= arguments.steps):
+            break
         longest.value = min(arguments.longest, max(limit for at, limit in LONGEST if progress >= at))
-        targets = 0
-        while targets < arguments.targets:
+        targets, taken = 0, 0
+        # Ranks wait for each other: with several, each takes the same number of batches, and chance evens them out.
+        while taken < arguments.batches if arguments.batches else targets < share_of_targets:
+            taken += 1
             asked = time.time()
             batch = queue.get()
             waited += time.time() - asked
@@ -146,18 +159,21 @@ def train(arguments: argparse.Namespace) -> None:
         now, before = time.time(), now
         start += now - before if now - before > PAUSED else 0.0
         progress = arguments.begin + (1 - arguments.begin) * (now - start) / room
-        if now - start >= shown:
+        if ranks.first and now - start >= shown:
             shown = now - start + arguments.every
-            report(stepper, now - start, seen, waited, progress)
-        if now - saved >= arguments.save_every:
+            report(stepper, now - start, seen * ranks.world, waited, progress)
+        if ranks.first and now - saved >= arguments.save_every:
             save(model, known, arguments.out)
             print(f"saved at {progress:.1%}: go on with --resume {arguments.out} --begin {progress:.2f}", flush=True)
             saved = time.time()
     for worker in workers:
         worker.terminate()
-    report(stepper, time.time() - start, seen, waited, progress)
-    save(model, known, arguments.out)
-    print(f"{stepper.steps} steps, {seen / 1e6:.0f} million tokens, {time.time() - began:.0f} s in all", flush=True)
+    if ranks.first:
+        report(stepper, time.time() - start, seen * ranks.world, waited, progress)
+        save(model, known, arguments.out)
+        summary = f"{stepper.steps} steps, about {seen * ranks.world / 1e6:.0f} million tokens"
+        print(f"{summary}, {time.time() - began:.0f} s in all", flush=True)
+    ranks.leave()
 
 
 def main() -> None:
@@ -170,6 +186,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="stop after this many updates (0: by time only)")
     parser.add_argument("--tokens", type=int, default=32768, help="tokens per batch")
     parser.add_argument("--targets", type=int, default=9000, help="least targets per update: long batches have few")
+    parser.add_argument("--batches", type=int, default=0, help="batches per update and GPU, instead of --targets")
     parser.add_argument("--longest", type=int, default=8192, help="tokens of the longest conversation")
     parser.add_argument("--workers", type=int, default=13)
     parser.add_argument("--survey", type=int, default=12000, help="conversations to look for words in")
