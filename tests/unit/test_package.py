@@ -77,3 +77,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     program = "import sys, mlx_gptoss; print(sorted({'mlx', 'numpy', 'fastapi', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_module_runs_like_the_command() -> None:
+    ran = subprocess.run([sys.executable, "-m", "mlx_gptoss", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("mlx-gptoss, version ")
