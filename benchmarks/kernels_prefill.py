@@ -42,18 +42,15 @@ HIDDEN, INNER, HEADS, KV_HEADS, TOP_K, WINDOW = 2880, 2880, 64, 8, 4, 128
 EXPERTS = {"20b": 32, "120b": 128}
 _DECODED: dict[int, mx.array] = {}
 CANDIDATES = (
-    Tile(128, 128, 2, 2, 8, True),
     Tile(128, 128, 2, 2, 4, True),
-    Tile(128, 128, 1, 4, 8, True),
+    Tile(128, 128, 2, 2, 2, True),
+    Tile(128, 128, 2, 2, 1, True),
     Tile(128, 128, 1, 4, 4, True),
-    Tile(128, 128, 2, 4, 8, True),
-    Tile(128, 128, 4, 2, 4, True),
-    Tile(64, 128, 2, 2, 4, True),
-    Tile(64, 128, 1, 2, 8, True),
-    Tile(64, 128, 1, 2, 4, True),
-    Tile(64, 128, 1, 4, 8, True),
-    Tile(64, 64, 2, 2, 4, True),
-    Tile(64, 64, 2, 2, 4, False),
+    Tile(128, 128, 2, 4, 2, True),
+    Tile(64, 128, 2, 2, 2, True),
+    Tile(64, 128, 1, 4, 2, True),
+    Tile(64, 64, 2, 2, 2, True),
+    Tile(64, 64, 2, 2, 2, False),
 )
 
 

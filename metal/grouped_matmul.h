@@ -1,7 +1,8 @@
 // One tile of an expert's product: BM of its rows times BN rows of its MXFP4 weight, over all of K.
 //
-// Weights are decoded once a tile into threadgroup memory. The next step's device reads are in flight while the current
-// one is multiplied, and nothing touches what they bring until then; two buffers make one barrier a step enough.
+// Weights are decoded once a tile into threadgroup memory. While one step is multiplied the operands of the next one go
+// from registers to the other buffer, decoded on the way, and those of the one after it are read: a read has a whole
+// step to arrive, and decoding fills the gaps between products. Two buffers make one barrier a step enough.
 #pragma once
 #include "mxfp4.h"
 #include "tiles.h"
@@ -11,6 +12,11 @@ template <int BM, int BN, int SIMD_M, int SIMD_N>
 struct TileResult {
   simdgroup_matrix<float, 8, 8> block[BM / SIMD_M / 8][BN / SIMD_N / 8];
 };
+
+// Rows of a tile of which no more than `quarters` quarters hold any: a multiple of BM / parts.
+constexpr int tile_part(int bm, int parts, int quarters) {
+  return (quarters * parts + 3) / 4 * (bm / parts);
+}
 
 // uint4s of threadgroup memory for the buffers of a tile: two steps of 32 values a row.
 constexpr int grouped_memory(int bm, int bn) {
@@ -27,16 +33,17 @@ METAL_FUNC uint spread_high(uint word) {
   return (word >> 16) | ((word >> 4) & 0xffff0000u);
 }
 
-// Eight weights of one word. The device multiplies 16-bit subnormals exactly: a nibble moved into a bfloat is its value
-// times 2^-126, and one packed product with the scale finishes it.
-METAL_FUNC uint4 decode_word_subnormal(uint word, bfloat2 scale) {
+// Eight weights of one word, still without their scale. The device multiplies 16-bit subnormals exactly: a nibble moved
+// into a bfloat is its value times 2^-126.
+METAL_FUNC uint4 decode_word_subnormal(uint word) {
+  bfloat2 up = as_type<bfloat2>(0x7e807e80u);
   uint low = spread_low(word);
   uint high = spread_high(word);
   uint4 out;
-  out.x = as_type<uint>(as_type<bfloat2>(((low << 6) & 0x01c001c0u) | ((low << 12) & 0x80008000u)) * scale);
-  out.y = as_type<uint>(as_type<bfloat2>(((low >> 2) & 0x01c001c0u) | ((low << 4) & 0x80008000u)) * scale);
-  out.z = as_type<uint>(as_type<bfloat2>(((high << 6) & 0x01c001c0u) | ((high << 12) & 0x80008000u)) * scale);
-  out.w = as_type<uint>(as_type<bfloat2>(((high >> 2) & 0x01c001c0u) | ((high << 4) & 0x80008000u)) * scale);
+  out.x = as_type<uint>(as_type<bfloat2>(((low << 6) & 0x01c001c0u) | ((low << 12) & 0x80008000u)) * up);
+  out.y = as_type<uint>(as_type<bfloat2>(((low >> 2) & 0x01c001c0u) | ((low << 4) & 0x80008000u)) * up);
+  out.z = as_type<uint>(as_type<bfloat2>(((high << 6) & 0x01c001c0u) | ((high << 12) & 0x80008000u)) * up);
+  out.w = as_type<uint>(as_type<bfloat2>(((high >> 2) & 0x01c001c0u) | ((high << 4) & 0x80008000u)) * up);
   return out;
 }
 
@@ -69,29 +76,16 @@ METAL_FUNC uint4 decode_word(uint word, float scale) {
   return out;
 }
 
-// COUNT words of a block with this exponent, to every eighth uint4 from `to` on.
+// COUNT words of a block with this exponent, to every eighth uint4 from `to` on. No branches: a product's instructions
+// can mix with these.
 template <typename T, int COUNT, bool SUBNORMAL>
 METAL_FUNC void decode_words(const thread uint* words, uint exponent, threadgroup uint4* to) {
-  if (SUBNORMAL) {
-    bfloat2 factor = twice((metal::min(exponent, 128u) + 126u) << 7);
-    // Scales past 2 need more than a bfloat's range in one factor. No released weight has one.
-    if (simd_any(exponent > 128u)) {
-      bfloat2 rest = twice((metal::max(exponent, 128u) - 1u) << 7);
-      for (int j = 0; j < COUNT; ++j) {
-        to[j * 8] = scaled(decode_word_subnormal(words[j], factor), rest);
-      }
-    } else {
+  // The exponent of zero stands for 2^-127, a subnormal bfloat.
+  bfloat2 factor = twice(metal::max(exponent << 7, 0x40u));
+  float scale = mxfp4_scale(exponent);
 #pragma clang loop unroll(full)
-      for (int j = 0; j < COUNT; ++j) {
-        to[j * 8] = decode_word_subnormal(words[j], factor);
-      }
-    }
-  } else {
-    float scale = mxfp4_scale(exponent);
-#pragma clang loop unroll(full)
-    for (int j = 0; j < COUNT; ++j) {
-      to[j * 8] = decode_word<T>(words[j], scale);
-    }
+  for (int j = 0; j < COUNT; ++j) {
+    to[j * 8] = SUBNORMAL ? scaled(decode_word_subnormal(words[j]), factor) : decode_word<T>(words[j], scale);
   }
 }
 
@@ -131,76 +125,86 @@ METAL_FUNC void fetch_rows(const device uint4* const thread* sources, int at, th
   }
 }
 
-// A step's operands into a buffer: words 2 HALF and 2 HALF + 1 of each block.
-template <typename T, int LOADS, int ROUNDS, int SIMDS, int HALF, bool SUBNORMAL>
-METAL_FUNC void place(
-    const thread uint4* rows,
-    const thread Weights<ROUNDS>& weights,
-    threadgroup uint4* left,
-    threadgroup uint4* right,
-    uint simdgroup,
-    uint lane) {
+// A step's rows into a buffer.
+template <int LOADS, int SIMDS>
+METAL_FUNC void place_rows(const thread uint4* rows, threadgroup uint4* left, uint simdgroup, uint lane) {
 #pragma clang loop unroll(full)
   for (int i = 0; i < LOADS; ++i) {
     left[(i * SIMDS + int(simdgroup)) * 32 + int(lane)] = rows[i];
   }
-#pragma clang loop unroll(full)
-  for (int i = 0; i < ROUNDS; ++i) {
-    uint words[2];
-    words[0] = HALF == 0 ? weights.words[i].x : weights.words[i].z;
-    words[1] = HALF == 0 ? weights.words[i].y : weights.words[i].w;
-    int strip = (i * SIMDS + int(simdgroup)) * 2 + int(lane) / 16;
-    decode_words<T, 2, SUBNORMAL>(
-        words, weights.exponent[i], right + (strip * 4 + int(lane) / 8 % 2 * 2) * 8 + int(lane) % 8);
-  }
 }
 
-template <typename T, int BM, int BN, int SIMD_M, int SIMD_N, int SKIP>
-METAL_FUNC void multiply(
+// A step's weights of one round into a buffer: words 2 HALF and 2 HALF + 1 of each block.
+template <typename T, int ROUNDS, int SIMDS, int HALF, bool SUBNORMAL>
+METAL_FUNC void place_weights(
+    const thread Weights<ROUNDS>& weights, int round, threadgroup uint4* right, uint simdgroup, uint lane) {
+  uint words[2];
+  words[0] = HALF == 0 ? weights.words[round].x : weights.words[round].z;
+  words[1] = HALF == 0 ? weights.words[round].y : weights.words[round].w;
+  int strip = (round * SIMDS + int(simdgroup)) * 2 + int(lane) / 16;
+  decode_words<T, 2, SUBNORMAL>(
+      words, weights.exponent[round], right + (strip * 4 + int(lane) / 8 % 2 * 2) * 8 + int(lane) % 8);
+}
+
+// One step: multiplies the buffer at `left` and `right`, fills the other one for the step after it (half HALF of its
+// pair) from what was read a step ago, and reads `rows` for the one after that. The other buffer is written behind this
+// one's last load, as a compiler will not move loads up across those writes.
+template <typename T, int BM, int BN, int SIMD_M, int SIMD_N, int HALF, bool SUBNORMAL>
+METAL_FUNC void grouped_step(
     const threadgroup uint4* left,
     const threadgroup uint4* right,
-    int tile_m,
-    int tile_n,
-    int valid,
+    threadgroup uint4* next_left,
+    threadgroup uint4* next_right,
+    const device uint4* const thread* sources,
+    int at,
+    thread uint4* rows,
+    const thread Weights<BN / 16 / (SIMD_M * SIMD_N)>& weights,
+    uint simdgroup,
+    uint lane,
     thread TileResult<BM, BN, SIMD_M, SIMD_N>& result) {
+  constexpr int SIMDS = SIMD_M * SIMD_N;
   constexpr int TM = BM / SIMD_M / 8;
   constexpr int TN = BN / SIMD_N / 8;
-  const threadgroup T* a = (const threadgroup T*)left + tile_m * 256;
-  const threadgroup T* b = (const threadgroup T*)right + tile_n * 256;
+  constexpr int LOADS = BM / 8 / SIMDS;
+  constexpr int ROUNDS = BN / 16 / SIMDS;
+  const threadgroup T* a = (const threadgroup T*)left + int(simdgroup) / SIMD_N * TM * 256;
+  const threadgroup T* b = (const threadgroup T*)right + int(simdgroup) % SIMD_N * TN * 256;
 #pragma clang loop unroll(full)
-  for (int i = 0; i < TM; i += SKIP) {
-    if ((tile_m + i) * 8 < valid) {
+  for (int k = 0; k < 4; k += 2) {
+    simdgroup_matrix<T, 8, 8> b0[TN];
+    simdgroup_matrix<T, 8, 8> b1[TN];
 #pragma clang loop unroll(full)
-      for (int k = 0; k < 4; k += 2) {
-        simdgroup_matrix<T, 8, 8> b0[TN];
-        simdgroup_matrix<T, 8, 8> b1[TN];
+    for (int j = 0; j < TN; j += 2) {
+      load_right<true>(b0[j], b1[j], b0[j + 1], b1[j + 1], b + j * 256 + k * 64, 8, 64, 256);
+    }
 #pragma clang loop unroll(full)
-        for (int j = 0; j < TN; j += 2) {
-          load_right<true>(b0[j], b1[j], b0[j + 1], b1[j + 1], b + j * 256 + k * 64, 8, 64, 256);
+    for (int m = 0; m < TM; m += 2) {
+      simdgroup_matrix<T, 8, 8> a00;
+      simdgroup_matrix<T, 8, 8> a01;
+      simdgroup_matrix<T, 8, 8> a10;
+      simdgroup_matrix<T, 8, 8> a11;
+      load_left(a00, a01, a10, a11, a + m * 256 + k * 64, 8, 64, 256);
+      if (k == 2 && m == TM - 2) {
+        place_rows<LOADS, SIMDS>(rows, next_left, simdgroup, lane);
+        fetch_rows<LOADS>(sources, at, rows);
+#pragma clang loop unroll(full)
+        for (int i = 0; i < ROUNDS; ++i) {
+          place_weights<T, ROUNDS, SIMDS, HALF, SUBNORMAL>(weights, i, next_right, simdgroup, lane);
         }
+      }
 #pragma clang loop unroll(full)
-        for (int m = i; m < i + SKIP; m += 2) {
-          simdgroup_matrix<T, 8, 8> a00;
-          simdgroup_matrix<T, 8, 8> a01;
-          simdgroup_matrix<T, 8, 8> a10;
-          simdgroup_matrix<T, 8, 8> a11;
-          load_left(a00, a01, a10, a11, a + m * 256 + k * 64, 8, 64, 256);
-#pragma clang loop unroll(full)
-          for (int j = 0; j < TN; ++j) {
-            multiply_16x8x16<T>(result.block[m][j], result.block[m + 1][j], a00, a01, a10, a11, b0[j], b1[j]);
-          }
-        }
+      for (int j = 0; j < TN; ++j) {
+        multiply_16x8x16<T>(result.block[m][j], result.block[m + 1][j], a00, a01, a10, a11, b0[j], b1[j]);
       }
     }
   }
 }
 
-// result = x[rows[...]] * weight^T. `rows[i]` is the source row of tile row 8 (SIMDS i + simdgroup) + lane % 8; only
-// the first `valid` tile rows are multiplied (SKIP blocks of 8 at a time), the others read but never used. Weight rows
-// past `last_row` repeat it. `memory` holds grouped_memory(BM, BN) uint4s.
+// result = x[rows[...]] * weight^T. `rows[i]` is the source row of tile row 8 (SIMDS i + simdgroup) + lane % 8. Weight
+// rows past `last_row` repeat it. `memory` holds grouped_memory(BM, BN) uint4s.
 //
 // A step multiplies 32 values of K: half of each of two neighbouring blocks, in the same order on both sides.
-template <typename T, int K, int BM, int BN, int SIMD_M, int SIMD_N, int SKIP, bool SUBNORMAL>
+template <typename T, int K, int BM, int BN, int SIMD_M, int SIMD_N, bool SUBNORMAL>
 METAL_FUNC void grouped_tile(
     const device T* x,
     const thread int* rows,
@@ -208,7 +212,6 @@ METAL_FUNC void grouped_tile(
     const device uchar* scales,
     int first_row,
     int last_row,
-    int valid,
     threadgroup uint4* memory,
     uint simdgroup,
     uint lane,
@@ -220,7 +223,7 @@ METAL_FUNC void grouped_tile(
   constexpr int ROUNDS = BN / 16 / SIMDS;
   constexpr int PAIRS = (K + 63) / 64;
   static_assert(K % 32 == 0 && LOADS * 8 * SIMDS == BM && ROUNDS * 16 * SIMDS == BN, "the tile does not divide");
-  static_assert(TM % SKIP == 0 && SKIP % 2 == 0 && TN % 2 == 0, "a simdgroup multiplies 16 rows and columns at a time");
+  static_assert(TM % 2 == 0 && TN % 2 == 0, "a simdgroup multiplies 16 rows and columns at a time");
   threadgroup uint4* left = memory;
   threadgroup uint4* right = memory + BM * 8;
   // In uint4s: lanes of chunk 0 and 1 (2 and 3) take half of the first (second) block of a pair.
@@ -249,28 +252,32 @@ METAL_FUNC void grouped_tile(
     }
   }
 
-  int tile_m = int(simdgroup) / SIMD_N * TM;
-  int tile_n = int(simdgroup) % SIMD_N * TN;
   // Rows past K (in an odd last pair) meet zero weights: any values of the row do.
   constexpr int END = K / 8 - 1;
   uint4 ahead[LOADS];
   Weights<ROUNDS> weights;
-  fetch_rows<LOADS>(sources, metal::min(chunk, END), ahead);
   fetch_weights<K, ROUNDS>(row_blocks, exponents, 0, half_of_pair, weights);
-  place<T, LOADS, ROUNDS, SIMDS, 0, SUBNORMAL>(ahead, weights, left, right, simdgroup, lane);
+  fetch_rows<LOADS>(sources, metal::min(chunk, END), ahead);
+  place_rows<LOADS, SIMDS>(ahead, left, simdgroup, lane);
+  fetch_rows<LOADS>(sources, metal::min(2 + chunk, END), ahead);
+#pragma clang loop unroll(full)
+  for (int i = 0; i < ROUNDS; ++i) {
+    place_weights<T, ROUNDS, SIMDS, 0, SUBNORMAL>(weights, i, right, simdgroup, lane);
+  }
   for (int pair = 0; pair < PAIRS; ++pair) {
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    fetch_rows<LOADS>(sources, metal::min(pair * 8 + 2 + chunk, END), ahead);
-    multiply<T, BM, BN, SIMD_M, SIMD_N, SKIP>(left, right, tile_m, tile_n, valid, result);
-    place<T, LOADS, ROUNDS, SIMDS, 1, SUBNORMAL>(ahead, weights, left + BM * 4, right + BN * 4, simdgroup, lane);
-
     threadgroup_barrier(mem_flags::mem_threadgroup);
     // After the last pair this reads and stores once more, for nobody: cheaper than asking every time.
     int next = metal::min(pair + 1, PAIRS - 1);
-    fetch_rows<LOADS>(sources, metal::min(next * 8 + chunk, END), ahead);
-    fetch_weights<K, ROUNDS>(row_blocks, exponents, next, half_of_pair, weights);
-    multiply<T, BM, BN, SIMD_M, SIMD_N, SKIP>(left + BM * 4, right + BN * 4, tile_m, tile_n, valid, result);
-    place<T, LOADS, ROUNDS, SIMDS, 0, SUBNORMAL>(ahead, weights, left, right, simdgroup, lane);
+    Weights<ROUNDS> coming;
+    fetch_weights<K, ROUNDS>(row_blocks, exponents, next, half_of_pair, coming);
+    grouped_step<T, BM, BN, SIMD_M, SIMD_N, 1, SUBNORMAL>(
+        left, right, left + BM * 4, right + BN * 4, sources, metal::min(next * 8 + chunk, END), ahead, weights,
+        simdgroup, lane, result);
+    weights = coming;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    grouped_step<T, BM, BN, SIMD_M, SIMD_N, 0, SUBNORMAL>(
+        left + BM * 4, right + BN * 4, left, right, sources, metal::min(next * 8 + 2 + chunk, END), ahead, weights,
+        simdgroup, lane, result);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }

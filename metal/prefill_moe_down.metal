@@ -4,12 +4,66 @@
 // grid         ceil(N / BN) x T threadgroups.
 // threadgroup  32 SIMD_M SIMD_N threads, 128 (BM + BN) bytes (32 KiB at 128 x 128).
 // bytes        each expert's weights once for every BM of its pairs; h once for every BN of N; y once.
+// parts        of a tile's PARTS (1, 2 or 4) equal runs of rows, those without a slot are not read or multiplied.
 // why          as prefill_moe_gate_up; prefill_moe_sum weighs and adds the TOPK rows of a token afterwards, so no
 //              atomics and the same sum on every run.
 // reference    mlx_gptoss/kernels/prefill_moe.py, prefill_moe_down_twin.
 #include "grouped_matmul.h"
 
-template <typename T, typename B, int K, int N, int BM, int BN, int SIMD_M, int SIMD_N, int SKIP,
+// One tile of BM rows, of which the first `valid` exist.
+template <typename T, typename B, int K, int N, int BM, int BN, int SIMD_M, int SIMD_N, bool SUBNORMAL>
+METAL_FUNC void down_tile(
+    const device T* h,
+    const device uint* blocks,
+    const device uchar* scales,
+    const device B* bias,
+    device T* y,
+    int expert,
+    int first,
+    int valid,
+    int column,
+    threadgroup uint4* memory,
+    int simdgroup,
+    uint lane) {
+  constexpr int SIMDS = SIMD_M * SIMD_N;
+  constexpr int TM = BM / SIMD_M / 8;
+  constexpr int TN = BN / SIMD_N / 8;
+  constexpr int STRIDE = strip_stride(TN);
+  int rows[BM / 8 / SIMDS];
+  for (int i = 0; i < BM / 8 / SIMDS; ++i) {
+    rows[i] = first + metal::min((i * SIMDS + simdgroup) * 8 + int(lane) % 8, valid - 1);
+  }
+  TileResult<BM, BN, SIMD_M, SIMD_N> result;
+  grouped_tile<T, K, BM, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+      h, rows, blocks, scales, expert * N + column, expert * N + N - 1, memory, uint(simdgroup), lane, result);
+
+  threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
+  int base = column + simdgroup % SIMD_N * TN * 8;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < TM; ++i) {
+    int row = (simdgroup / SIMD_N * TM + i) * 8;
+    if (row < valid) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TN; ++j) {
+        simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
+      }
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      int r = row + int(lane) / 4;
+      const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
+      for (int u = int(lane) % 4; u < TN * 4; u += 4) {
+        int n = base + 2 * u;
+        if (r < valid && n < N) {
+          device uint* to = (device uint*)(y + size_t(first + r) * N + n);
+          *to = pack2<T>(
+              from[2 * u] + float(bias[expert * N + n]), from[2 * u + 1] + float(bias[expert * N + n + 1]));
+        }
+      }
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+    }
+  }
+}
+
+template <typename T, typename B, int K, int N, int BM, int BN, int SIMD_M, int SIMD_N, int PARTS,
           bool SUBNORMAL>
 [[kernel]] void prefill_moe_down(
     const device T* h [[buffer(0)]],
@@ -21,10 +75,9 @@ template <typename T, typename B, int K, int N, int BM, int BN, int SIMD_M, int 
     uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-  constexpr int SIMDS = SIMD_M * SIMD_N;
-  constexpr int TM = BM / SIMD_M / 8;
-  constexpr int TN = BN / SIMD_N / 8;
-  constexpr int STRIDE = strip_stride(TN);
+  constexpr int ONE = tile_part(BM, PARTS, 1);
+  constexpr int TWO = tile_part(BM, PARTS, 2);
+  constexpr int THREE = tile_part(BM, PARTS, 3);
   threadgroup uint4 memory[grouped_memory(BM, BN)];
   uint lane = thread_index_in_simdgroup;
   int simdgroup = int(simdgroup_index_in_threadgroup);
@@ -34,37 +87,19 @@ template <typename T, typename B, int K, int N, int BM, int BN, int SIMD_M, int 
   int valid = tile[2];
   int column = int(threadgroup_position_in_grid.x) * BN;
   if (valid > 0) {
-    int rows[BM / 8 / SIMDS];
-    for (int i = 0; i < BM / 8 / SIMDS; ++i) {
-      rows[i] = first + metal::min((i * SIMDS + simdgroup) * 8 + int(lane) % 8, valid - 1);
-    }
-    TileResult<BM, BN, SIMD_M, SIMD_N> result;
-    grouped_tile<T, K, BM, BN, SIMD_M, SIMD_N, SKIP, SUBNORMAL>(
-        h, rows, blocks, scales, expert * N + column, expert * N + N - 1, valid, memory, uint(simdgroup), lane, result);
-
-    threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
-    int base = column + simdgroup % SIMD_N * TN * 8;
-#pragma clang loop unroll(full)
-    for (int i = 0; i < TM; ++i) {
-      int row = (simdgroup / SIMD_N * TM + i) * 8;
-      if (row < valid) {
-#pragma clang loop unroll(full)
-        for (int j = 0; j < TN; ++j) {
-          simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
-        }
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-        int r = row + int(lane) / 4;
-        const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
-        for (int u = int(lane) % 4; u < TN * 4; u += 4) {
-          int n = base + 2 * u;
-          if (r < valid && n < N) {
-            device uint* to = (device uint*)(y + size_t(first + r) * N + n);
-            *to = pack2<T>(
-                from[2 * u] + float(bias[expert * N + n]), from[2 * u + 1] + float(bias[expert * N + n + 1]));
-          }
-        }
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-      }
+    // Sizes that PARTS does not ask for are those of another part or the whole, and never chosen.
+    if (ONE < BM && valid <= ONE) {
+      down_tile<T, B, K, N, ONE, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+          h, blocks, scales, bias, y, expert, first, valid, column, memory, simdgroup, lane);
+    } else if (ONE < TWO && valid <= TWO) {
+      down_tile<T, B, K, N, TWO, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+          h, blocks, scales, bias, y, expert, first, valid, column, memory, simdgroup, lane);
+    } else if (TWO < THREE && THREE < BM && valid <= THREE) {
+      down_tile<T, B, K, N, THREE, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+          h, blocks, scales, bias, y, expert, first, valid, column, memory, simdgroup, lane);
+    } else {
+      down_tile<T, B, K, N, BM, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+          h, blocks, scales, bias, y, expert, first, valid, column, memory, simdgroup, lane);
     }
   }
 }

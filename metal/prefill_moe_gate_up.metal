@@ -6,12 +6,77 @@
 // grid         ceil(N / BN) x T threadgroups.
 // threadgroup  32 SIMD_M SIMD_N threads, 128 (BM + BN) bytes (32 KiB at 128 x 128).
 // bytes        each expert's weights once for every BM of its pairs; x once for every BN of N; h once.
+// parts        of a tile's PARTS (1, 2 or 4) equal runs of rows, those without a slot are not read or multiplied.
 // why          stock gather_qmm decodes weights anew for every 16 rows, in tiles that straddle experts, gate and up
 //              apart; here a tile belongs to one expert and the activation is done before anything is written.
 // reference    mlx_gptoss/kernels/prefill_moe.py, prefill_moe_gate_up_twin.
 #include "grouped_matmul.h"
 
-template <typename T, typename B, int K, int N, int TOPK, int BM, int BN, int SIMD_M, int SIMD_N, int SKIP,
+// One tile of BM rows, of which the first `valid` exist.
+template <typename T, typename B, int K, int N, int TOPK, int BM, int BN, int SIMD_M, int SIMD_N, bool SUBNORMAL>
+METAL_FUNC void gate_up_tile(
+    const device T* x,
+    const device uint* blocks,
+    const device uchar* scales,
+    const device B* bias,
+    const device int* order,
+    const device float* params,
+    device T* h,
+    int expert,
+    int first,
+    int valid,
+    int column,
+    threadgroup uint4* memory,
+    int simdgroup,
+    uint lane) {
+  constexpr int SIMDS = SIMD_M * SIMD_N;
+  constexpr int TM = BM / SIMD_M / 8;
+  constexpr int TN = BN / SIMD_N / 8;
+  constexpr int STRIDE = strip_stride(TN);
+  int rows[BM / 8 / SIMDS];
+  for (int i = 0; i < BM / 8 / SIMDS; ++i) {
+    int r = metal::min((i * SIMDS + simdgroup) * 8 + int(lane) % 8, valid - 1);
+    rows[i] = order[first + r] / TOPK;
+  }
+  TileResult<BM, BN, SIMD_M, SIMD_N> result;
+  grouped_tile<T, K, BM, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+      x, rows, blocks, scales, expert * N + column, expert * N + N - 1, memory, uint(simdgroup), lane, result);
+
+  threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
+  int base = column + simdgroup % SIMD_N * TN * 8;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < TM; ++i) {
+    int row = (simdgroup / SIMD_N * TM + i) * 8;
+    if (row < valid) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TN; ++j) {
+        simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
+      }
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      // Four lanes a row; two units (pairs of gate and linear) at a time, a word of output.
+      int r = row + int(lane) / 4;
+      const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
+      for (int u = int(lane) % 4 * 2; u < TN * 4; u += 8) {
+        int n = base + 2 * u;
+        if (r < valid && n < N) {
+          float y[2];
+#pragma clang loop unroll(full)
+          for (int j = 0; j < 2; ++j) {
+            const device B* b = bias + expert * N + n + 2 * j;
+            float gate = metal::min(from[2 * (u + j)] + float(b[0]), params[1]);
+            float linear = from[2 * (u + j) + 1] + float(b[1]);
+            linear = metal::max(metal::min(linear, params[1]), -params[1]);
+            y[j] = gate / (1.0f + metal::exp(-params[2] * gate)) * (linear + 1.0f);
+          }
+          *(device uint*)(h + size_t(first + r) * (N / 2) + n / 2) = pack2<T>(y[0], y[1]);
+        }
+      }
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+    }
+  }
+}
+
+template <typename T, typename B, int K, int N, int TOPK, int BM, int BN, int SIMD_M, int SIMD_N, int PARTS,
           bool SUBNORMAL>
 [[kernel]] void prefill_moe_gate_up(
     const device T* x [[buffer(0)]],
@@ -25,10 +90,9 @@ template <typename T, typename B, int K, int N, int TOPK, int BM, int BN, int SI
     uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-  constexpr int SIMDS = SIMD_M * SIMD_N;
-  constexpr int TM = BM / SIMD_M / 8;
-  constexpr int TN = BN / SIMD_N / 8;
-  constexpr int STRIDE = strip_stride(TN);
+  constexpr int ONE = tile_part(BM, PARTS, 1);
+  constexpr int TWO = tile_part(BM, PARTS, 2);
+  constexpr int THREE = tile_part(BM, PARTS, 3);
   threadgroup uint4 memory[grouped_memory(BM, BN)];
   uint lane = thread_index_in_simdgroup;
   int simdgroup = int(simdgroup_index_in_threadgroup);
@@ -38,46 +102,19 @@ template <typename T, typename B, int K, int N, int TOPK, int BM, int BN, int SI
   int valid = tile[2];
   int column = int(threadgroup_position_in_grid.x) * BN;
   if (valid > 0) {
-    int rows[BM / 8 / SIMDS];
-    for (int i = 0; i < BM / 8 / SIMDS; ++i) {
-      int r = metal::min((i * SIMDS + simdgroup) * 8 + int(lane) % 8, valid - 1);
-      rows[i] = order[first + r] / TOPK;
-    }
-    TileResult<BM, BN, SIMD_M, SIMD_N> result;
-    grouped_tile<T, K, BM, BN, SIMD_M, SIMD_N, SKIP, SUBNORMAL>(
-        x, rows, blocks, scales, expert * N + column, expert * N + N - 1, valid, memory, uint(simdgroup), lane, result);
-
-    threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
-    int base = column + simdgroup % SIMD_N * TN * 8;
-#pragma clang loop unroll(full)
-    for (int i = 0; i < TM; ++i) {
-      int row = (simdgroup / SIMD_N * TM + i) * 8;
-      if (row < valid) {
-#pragma clang loop unroll(full)
-        for (int j = 0; j < TN; ++j) {
-          simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
-        }
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-        // Four lanes a row; two units (pairs of gate and linear) at a time, a word of output.
-        int r = row + int(lane) / 4;
-        const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
-        for (int u = int(lane) % 4 * 2; u < TN * 4; u += 8) {
-          int n = base + 2 * u;
-          if (r < valid && n < N) {
-            float y[2];
-#pragma clang loop unroll(full)
-            for (int j = 0; j < 2; ++j) {
-              const device B* b = bias + expert * N + n + 2 * j;
-              float gate = metal::min(from[2 * (u + j)] + float(b[0]), params[1]);
-              float linear = from[2 * (u + j) + 1] + float(b[1]);
-              linear = metal::max(metal::min(linear, params[1]), -params[1]);
-              y[j] = gate / (1.0f + metal::exp(-params[2] * gate)) * (linear + 1.0f);
-            }
-            *(device uint*)(h + size_t(first + r) * (N / 2) + n / 2) = pack2<T>(y[0], y[1]);
-          }
-        }
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-      }
+    // Sizes that PARTS does not ask for are those of another part or the whole, and never chosen.
+    if (ONE < BM && valid <= ONE) {
+      gate_up_tile<T, B, K, N, TOPK, ONE, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+          x, blocks, scales, bias, order, params, h, expert, first, valid, column, memory, simdgroup, lane);
+    } else if (ONE < TWO && valid <= TWO) {
+      gate_up_tile<T, B, K, N, TOPK, TWO, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+          x, blocks, scales, bias, order, params, h, expert, first, valid, column, memory, simdgroup, lane);
+    } else if (TWO < THREE && THREE < BM && valid <= THREE) {
+      gate_up_tile<T, B, K, N, TOPK, THREE, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+          x, blocks, scales, bias, order, params, h, expert, first, valid, column, memory, simdgroup, lane);
+    } else {
+      gate_up_tile<T, B, K, N, TOPK, BM, BN, SIMD_M, SIMD_N, SUBNORMAL>(
+          x, blocks, scales, bias, order, params, h, expert, first, valid, column, memory, simdgroup, lane);
     }
   }
 }

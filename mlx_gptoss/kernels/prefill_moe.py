@@ -185,7 +185,7 @@ def _tile_arguments(tile: Tile, routing: Routing, dtype: mx.Dtype) -> list[tuple
         ("BN", tile.columns),
         ("SIMD_M", tile.simd_rows),
         ("SIMD_N", tile.simd_columns),
-        ("SKIP", tile.skip),
+        ("PARTS", tile.parts),
         ("SUBNORMAL", tile.subnormal and dtype == mx.bfloat16),
     ]
 

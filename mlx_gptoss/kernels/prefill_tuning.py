@@ -13,14 +13,14 @@ from mlx_gptoss.kernels.tuning import DEFAULT_FAMILY
 class Tile:
     """A grouped product's tile: `rows` x `columns` by `simd_rows` x `simd_columns` simdgroups.
 
-    `skip` blocks of 8 rows are multiplied or left out together at an expert's end. `subnormal`: the GPU multiplies
-    subnormal bfloats exactly, so that MXFP4 decodes in two operations a pair (else through half and float)."""
+    An expert's last tile has as many of its `parts` (1, 2 or 4) as it needs. `subnormal`: the GPU multiplies subnormal
+    bfloats exactly, so that MXFP4 decodes in a few operations a pair (else through half and float)."""
 
     rows: int
     columns: int
     simd_rows: int
     simd_columns: int
-    skip: int = 2
+    parts: int = 1
     subnormal: bool = False
 
     @property
@@ -32,8 +32,8 @@ class Tile:
 class PrefillTuning:
     """All tuning constants of the prefill kernels for one GPU family. Both products share `rows` (one tile map)."""
 
-    gate_up: Tile = field(default_factory=lambda: Tile(64, 64, 2, 2))
-    down: Tile = field(default_factory=lambda: Tile(64, 64, 2, 2))
+    gate_up: Tile = field(default_factory=lambda: Tile(64, 64, 2, 2, 2))
+    down: Tile = field(default_factory=lambda: Tile(64, 64, 2, 2, 2))
     sort_threads: int = 1024
     topk_simdgroups: int = 4
     rope_threads: int = 256
@@ -44,9 +44,9 @@ _APPLE = PrefillTuning()
 
 TUNINGS: Mapping[str, PrefillTuning] = {
     **{f"m{generation}{size}": _APPLE for generation in range(1, 6) for size in ("", "-pro", "-max", "-ultra")},
-    "h100": PrefillTuning(gate_up=Tile(128, 128, 2, 2, 8, True), down=Tile(128, 128, 2, 2, 8, True)),
+    "h100": PrefillTuning(gate_up=Tile(128, 128, 2, 2, 4, True), down=Tile(128, 128, 2, 2, 4, True)),
     "bench": PrefillTuning(
-        gate_up=Tile(32, 32, 1, 2), down=Tile(32, 64, 2, 1), sort_threads=128, rope_threads=64, sum_threads=32
+        gate_up=Tile(32, 32, 1, 2, 2), down=Tile(32, 64, 2, 1), sort_threads=128, rope_threads=64, sum_threads=32
     ),
 }
 

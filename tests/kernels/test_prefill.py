@@ -154,11 +154,11 @@ def test_grouped_products_match_a_double_precision_oracle(
     "tile",
     [
         Tile(32, 32, 1, 2),
-        Tile(32, 64, 2, 1, 2, True),
+        Tile(32, 64, 2, 1, 1, True),
         Tile(64, 32, 1, 2, 4, True),
-        Tile(64, 64, 2, 2, 4, True),
-        Tile(64, 128, 2, 2, 2, True),
-        Tile(128, 128, 2, 4, 4, True),
+        Tile(64, 64, 2, 2, 2, True),
+        Tile(64, 128, 2, 2, 1, True),
+        Tile(128, 128, 2, 4, 2, True),
     ],
     ids=str,
 )
@@ -170,6 +170,37 @@ def test_every_tile_shape_gives_the_same_product(
     routing = routing_of(picks, 4, tile.rows)
     h = floats(rng, 140, 64, dtype=dtype)
     down = experts(rng, 4, 96, 64)
+    got = prefill_moe_down(h, down, routing, backend=backend, tuning=tuning)
+    close(got, prefill_moe_down_twin(h.astype(mx.float32), down, routing), BF16)
+
+
+@pytest.mark.parametrize(
+    "tile", [Tile(64, 32, 1, 2, 4, True), Tile(64, 32, 2, 1, 2, True), Tile(64, 32, 1, 2, 1)], ids=str
+)
+def test_tiles_of_every_part_give_their_rows_and_no_others(
+    backend: Backend, rng: np.random.Generator, tile: Tile
+) -> None:
+    # Experts with no row, one row, and either side of every part of a tile; the last one needs a second tile.
+    sizes = [1, 0, 15, 16, 17, 31, 32, 33, 0, 47, 48, 49, 63, 64, 65]
+    picks = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))[:, None]
+    tuning = PrefillTuning(gate_up=tile, down=tile)
+    routing = routing_of(picks, len(sizes), tile.rows)
+    x = floats(rng, picks.size, 64, dtype=mx.bfloat16)
+    gate_up, down = experts(rng, len(sizes), 64, 64), experts(rng, len(sizes), 64, 64)
+    h = prefill_moe_gate_up(x, gate_up, routing, PARAMS, backend=backend, tuning=tuning)
+    close(h, prefill_moe_gate_up_twin(x.astype(mx.float32), gate_up, routing, PARAMS), BF16)
+    sorted_x = x[routing.order]
+    y = prefill_moe_down(sorted_x, down, routing, backend=backend, tuning=tuning)
+    close(y, prefill_moe_down_twin(sorted_x.astype(mx.float32), down, routing), BF16)
+
+
+@pytest.mark.parametrize("rows", [1, 40, 64, 81, 128, 200])
+def test_one_expert_takes_every_row(backend: Backend, rng: np.random.Generator, rows: int) -> None:
+    tile = Tile(64, 32, 1, 2, 4, True)
+    tuning = PrefillTuning(gate_up=tile, down=tile)
+    routing = routing_of(np.full((rows, 1), 2), 4, tile.rows)
+    h = floats(rng, rows, 96, dtype=mx.bfloat16)
+    down = experts(rng, 4, 32, 96)
     got = prefill_moe_down(h, down, routing, backend=backend, tuning=tuning)
     close(got, prefill_moe_down_twin(h.astype(mx.float32), down, routing), BF16)
 
