@@ -44,7 +44,7 @@ template <typename W, typename Q, typename B, typename C, int FORMAT, int GROUP,
   attended.values = a;
   attended.sinks = sinks;
   float acc[S * ROWS];
-  project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, false>(
+  project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, false, false>(
       attended, bias, 0.0f, (const device uint*)weight, scales, biases, rows, true, staged, sums,
       simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
   if (writes) {

@@ -32,7 +32,7 @@ template <typename V, typename W, typename Q, int FORMAT, int GROUP, int K, int 
       for (int r = 0; r < ROWS; ++r) {
         rows[r] = metal::min(first + r, VALID - 1);
       }
-      project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true>(
+      project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true, false>(
           x, norm, params[0], (const device uint*)weight, scales, biases, rows, pass == 0, staged, sums,
           simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
     }

@@ -150,6 +150,22 @@ METAL_FUNC void load_step(
   }
 }
 
+// Step `u` of the block as zeros.
+template <int FORMAT, int R, int COUNT, typename Q>
+METAL_FUNC void clear_step(int u, thread Block<Q, COUNT>& block) {
+#pragma clang loop unroll(full)
+  for (int i = u * R; i < u * R + R; ++i) {
+    block.w[4 * i] = 0;
+    block.w[4 * i + 1] = 0;
+    block.w[4 * i + 2] = 0;
+    block.w[4 * i + 3] = 0;
+    if (is_scaled(FORMAT)) {
+      block.scale[i] = Q(0);
+      block.bias[i] = Q(0);
+    }
+  }
+}
+
 // Starts the loads of steps `step` .. `step + UNROLL - 1`; chunks from `count` on become zero.
 template <int FORMAT, int GROUP, int K, int R, int UNROLL, typename Q>
 METAL_FUNC void load_block(
@@ -164,17 +180,7 @@ METAL_FUNC void load_block(
     thread Block<Q, R * UNROLL>& block) {
 #pragma clang loop unroll(full)
   for (int u = 0; u < UNROLL; ++u) {
-#pragma clang loop unroll(full)
-    for (int i = u * R; i < u * R + R; ++i) {
-      block.w[4 * i] = 0;
-      block.w[4 * i + 1] = 0;
-      block.w[4 * i + 2] = 0;
-      block.w[4 * i + 3] = 0;
-      if (is_scaled(FORMAT)) {
-        block.scale[i] = Q(0);
-        block.bias[i] = Q(0);
-      }
-    }
+    clear_step<FORMAT, R>(u, block);
     load_step<FORMAT, GROUP, K, R>(weight, scales, biases, rows, first, (step + u) * 32 + int(lane), count, u, block);
   }
 }

@@ -15,11 +15,46 @@ constexpr int tile_size(int format, int tile, int batch) {
   return batch * (chunk_values(format) / 4) * tile_stride(tile);
 }
 
+// matvec (see matvec.h) for one activation and all chunks of the rows. Each step of the block is replaced by the one
+// UNROLL further as soon as it is used: loads never cease, in half of matvec's registers.
+template <int FORMAT, int GROUP, int K, int R, int UNROLL, int L, typename Q, typename X>
+METAL_FUNC void matvec_stream(
+    const device uint* weight,
+    const device Q* scales,
+    const device Q* biases,
+    const thread size_t* rows,
+    X x,
+    int offset,
+    int stride,
+    uint lane,
+    thread Block<Q, R * UNROLL>& block,
+    thread float* acc) {
+  constexpr int COUNT = K / chunk_values(FORMAT);
+  constexpr int STEPS = (COUNT + 31) / 32;
+#pragma clang loop unroll(full)
+  for (int step = 0; step < STEPS; ++step) {
+    int u = step % UNROLL;
+    int c = step * 32 + int(lane);
+    multiply_step<FORMAT, R, 1, L>(
+        block, u, step * 32 + 32 <= COUNT ? c : metal::min(c, COUNT - 1), x, &offset, stride, lane, acc);
+    int next = step + UNROLL;
+    if (next < STEPS) {
+      if (next * 32 + 32 > COUNT) {
+        clear_step<FORMAT, R>(u, block);
+      }
+      load_step<FORMAT, GROUP, K, R>(
+          weight, scales, biases, rows, 0, next * 32 + int(lane), COUNT, u, block);
+      simdgroup_barrier(mem_flags::mem_none);
+    }
+  }
+}
+
 // acc[s * R + r] = row r times (normed) activation s, in every lane. All threads of the threadgroup call it together.
 // `x` is the activations, or anything that read4 reads.
 // `restage` false reuses the tile and the sums of the call before, possible when a tile is all of K.
-template <int FORMAT, int GROUP, int K, int R, int SIMDGROUPS, int S, int TILE, int UNROLL, bool NORM, typename Q,
-          typename N, typename X>
+// STREAM: one activation that fits whole goes through matvec_stream.
+template <int FORMAT, int GROUP, int K, int R, int SIMDGROUPS, int S, int TILE, int UNROLL, bool NORM, bool STREAM,
+          typename Q, typename N, typename X>
 METAL_FUNC void project(
     X x,
     const device N* norm,
@@ -39,17 +74,44 @@ METAL_FUNC void project(
   constexpr int L = CHUNK / 4;
   constexpr int STRIDE = tile_stride(TILE);
   constexpr int THREADS = 32 * SIMDGROUPS;
+  // One normed activation that fits whole is staged before the weights are asked for. Behind them, a compiler that counts
+  // a simdgroup's loads waits for all of them before it stages, or before the barrier.
+  constexpr bool AHEAD = NORM && S == 1 && TILE >= CHUNKS;
+  constexpr int EACH = AHEAD ? (CHUNKS * L + THREADS - 1) / THREADS : 1;
   int thread_index = int(simdgroup * 32 + lane);
   int offsets[S];
   float squares[S];
+  float factors[S];
 #pragma clang loop unroll(full)
   for (int s = 0; s < S; ++s) {
     offsets[s] = s * L * STRIDE;
     squares[s] = 0.0f;
+    factors[s] = 1.0f;
   }
 #pragma clang loop unroll(full)
   for (int i = 0; i < S * R; ++i) {
     acc[i] = 0.0f;
+  }
+  if (AHEAD && restage) {
+    float4 values[EACH];
+    float4 norms[EACH];
+#pragma clang loop unroll(full)
+    for (int i = 0; i < EACH; ++i) {
+      int k4 = metal::min(i * THREADS + thread_index, CHUNKS * L - 1);
+      values[i] = read4(x, k4);
+      norms[i] = read4(norm, k4);
+    }
+    simdgroup_barrier(mem_flags::mem_none);
+#pragma clang loop unroll(full)
+    for (int i = 0; i < EACH; ++i) {
+      int k4 = i * THREADS + thread_index;
+      if (k4 < CHUNKS * L) {
+        float4 y = values[i];
+        squares[0] += (y.x * y.x + y.y * y.y) + (y.z * y.z + y.w * y.w);
+        staged[permuted<L>(k4, STRIDE)] = y * norms[i];
+      }
+    }
+    simdgroup_barrier(mem_flags::mem_none);
   }
   for (int first = 0; first < CHUNKS; first += TILE) {
     int count = metal::min(TILE, CHUNKS - first);
@@ -59,7 +121,7 @@ METAL_FUNC void project(
       if (first > 0 || !restage) {
         threadgroup_barrier(mem_flags::mem_threadgroup);
       }
-      for (int i = thread_index; i < count * L; i += THREADS) {
+      for (int i = thread_index; !AHEAD && i < count * L; i += THREADS) {
         int k4 = first * L + i;
         float4 scale = NORM ? read4(norm, k4) : float4(1.0f);
 #pragma clang loop unroll(full)
@@ -83,23 +145,32 @@ METAL_FUNC void project(
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
+    // Now, while the weights are on their way, not at the end, when all would wait for it.
+    if (NORM && first + TILE >= CHUNKS) {
+#pragma clang loop unroll(full)
+      for (int s = 0; s < S; ++s) {
+        float sum = 0.0f;
+#pragma clang loop unroll(full)
+        for (int i = 0; i < SIMDGROUPS; ++i) {
+          sum += sums[s * SIMDGROUPS + i];
+        }
+        factors[s] = metal::rsqrt(sum * (1.0f / float(K)) + eps);
+      }
+    }
     const threadgroup float4* tile = staged;
-    matvec<FORMAT, GROUP, K, R, S, UNROLL, L>(
-        weight, scales, biases, rows, tile, offsets, STRIDE, first, count, lane, block, acc);
+    if (STREAM && S == 1 && TILE >= CHUNKS) {
+      matvec_stream<FORMAT, GROUP, K, R, UNROLL, L>(
+          weight, scales, biases, rows, tile, offsets[0], STRIDE, lane, block, acc);
+    } else {
+      matvec<FORMAT, GROUP, K, R, S, UNROLL, L>(
+          weight, scales, biases, rows, tile, offsets, STRIDE, first, count, lane, block, acc);
+    }
   }
 #pragma clang loop unroll(full)
   for (int s = 0; s < S; ++s) {
-    float factor = 1.0f;
-    if (NORM) {
-      float sum = 0.0f;
-      for (int i = 0; i < SIMDGROUPS; ++i) {
-        sum += sums[s * SIMDGROUPS + i];
-      }
-      factor = metal::rsqrt(sum / float(K) + eps);
-    }
 #pragma clang loop unroll(full)
     for (int r = 0; r < R; ++r) {
-      acc[s * R + r] = simd_sum(acc[s * R + r]) * factor;
+      acc[s * R + r] = simd_sum(acc[s * R + r]) * factors[s];
     }
   }
 }

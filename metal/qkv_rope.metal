@@ -6,7 +6,7 @@
 // threadgroup  32 SIMDGROUPS threads; S * TILE chunks of activations in threadgroup memory.
 // bytes        the weight, its scales and bias, once; x and norm once a threadgroup (from cache).
 // why          one launch instead of mlx-lm's eight; the norm rides along, the rotation needs rows d and d + 32 of a
-//              head, so a simdgroup takes both.
+//              head, so a simdgroup takes both; one sequence's steps follow each other without a pause.
 // reference    mlx_gptoss/kernels/qkv.py, qkv_rope_twin.
 #include "project.h"
 
@@ -39,43 +39,46 @@ template <typename N, typename W, typename Q, typename B, typename T, int FORMAT
     rows[PAIRS + p] = rows[p] + 32;
   }
   // What the end needs is asked for before the weights, or it would be waited for after them; as it lies in memory, or it
-  // would be waited for at once. Lane r brings what row r needs.
-  int mine = int(thread_index_in_simdgroup) % ROWS;
-  int own_pair = metal::min(first + mine % PAIRS, ALL - 1);
-  B own = bias[own_pair / 32 * 64 + own_pair % 32 + mine / PAIRS * 32];
-  float turn[S];
+  // would be waited for at once. Lane p ends pair p.
+  int lane = int(thread_index_in_simdgroup);
+  int mine = lane % PAIRS;
+  int own_pair = metal::min(first + mine, ALL - 1);
+  int head = own_pair / 32;
+  int d = own_pair % 32;
+  B low_own = bias[head * 64 + d];
+  B high_own = bias[head * 64 + d + 32];
+  float cosine[S];
+  float sine[S];
   for (int s = 0; s < S; ++s) {
-    turn[s] = rope[s * 64 + own_pair % 32 + mine / PAIRS * 32];
+    cosine[s] = rope[s * 64 + d];
+    sine[s] = rope[s * 64 + d + 32];
   }
   float acc[S * ROWS];
-  project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true>(
+  project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true, true>(
       x, norm, params[0], (const device uint*)weight, scales, biases, rows, true, staged, sums,
       simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
-  bool writes = thread_index_in_simdgroup == 0;
-  for (int p = 0; p < PAIRS; ++p) {
-    int head = (first + p) / 32;
-    int d = (first + p) % 32;
-    float low_own = simd_shuffle(float(own), ushort(p));
-    float high_own = simd_shuffle(float(own), ushort(PAIRS + p));
+  if (lane < PAIRS && first + mine < ALL) {
     for (int s = 0; s < S; ++s) {
-      float low = acc[s * ROWS + p] + low_own;
-      float high = acc[s * ROWS + PAIRS + p] + high_own;
-      float cosine = simd_shuffle(turn[s], ushort(p));
-      float sine = simd_shuffle(turn[s], ushort(PAIRS + p));
-      if (writes && first + p < ALL) {
-        if (head < HEADS) {
-          int at = (s * HEADS + head) * 64 + d;
-          q[at] = low * cosine - high * sine;
-          q[at + 32] = high * cosine + low * sine;
-        } else if (head < HEADS + KV_HEADS) {
-          int at = (s * KV_HEADS + head - HEADS) * 64 + d;
-          k[at] = T(low * cosine - high * sine);
-          k[at + 32] = T(high * cosine + low * sine);
-        } else {
-          int at = (s * KV_HEADS + head - HEADS - KV_HEADS) * 64 + d;
-          v[at] = T(low);
-          v[at + 32] = T(high);
-        }
+      float low = acc[s * ROWS];
+      float high = acc[s * ROWS + PAIRS];
+      for (int p = 1; p < PAIRS; ++p) {
+        low = mine == p ? acc[s * ROWS + p] : low;
+        high = mine == p ? acc[s * ROWS + PAIRS + p] : high;
+      }
+      low += float(low_own);
+      high += float(high_own);
+      if (head < HEADS) {
+        int at = (s * HEADS + head) * 64 + d;
+        q[at] = low * cosine[s] - high * sine[s];
+        q[at + 32] = high * cosine[s] + low * sine[s];
+      } else if (head < HEADS + KV_HEADS) {
+        int at = (s * KV_HEADS + head - HEADS) * 64 + d;
+        k[at] = T(low * cosine[s] - high * sine[s]);
+        k[at + 32] = T(high * cosine[s] + low * sine[s]);
+      } else {
+        int at = (s * KV_HEADS + head - HEADS - KV_HEADS) * 64 + d;
+        v[at] = T(low);
+        v[at + 32] = T(high);
       }
     }
   }

@@ -34,7 +34,7 @@ template <typename V, typename W, typename B, typename A, int FORMAT, int K, int
     own[r] = bias[rows[r]];
   }
   float acc[S * ROWS];
-  project<FORMAT, 32, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true>(
+  project<FORMAT, 32, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true, false>(
       x, norm, params[0], (const device uint*)weight, bias, bias, rows, true, staged, sums,
       simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
   if (thread_index_in_simdgroup == 0) {

@@ -88,7 +88,7 @@ TUNINGS: Mapping[str, Tuning] = {
     **{f"m{generation}-ultra": _LARGE for generation in range(1, 6)},
     # Measured with benchmarks/kernels_decode.py --tune on an H100.
     "h100": Tuning(
-        qkv=Rows(2, 4, 4),
+        qkv=Rows(2, 10, 4),
         out=Rows(1, 8, 8),
         router=Rows(1, 4, 6),
         gate_up=Rows(4, 1, 3, passes=4),

@@ -15,6 +15,7 @@ from mlx_gptoss.kernels.head import head, head_twin
 from mlx_gptoss.kernels.layout import dense_weight, permute_activation, tile_chunks, unpermute_activation
 from mlx_gptoss.kernels.qkv import qkv_rope, qkv_rope_twin
 from mlx_gptoss.kernels.router import router, router_twin
+from mlx_gptoss.kernels.tuning import Rows, Tuning
 from mlx_gptoss.weights import LinearFormat
 from tests.bench.backend import BenchBackend
 from tests.bench.executor import Schedule
@@ -53,6 +54,34 @@ def test_qkv_rope(fmt: LinearFormat, batch: int, columns: int) -> None:
     q = np.concatenate([turned.real, turned.imag], axis=-1)[:, :heads]
     np.testing.assert_allclose(wide(got[0]), q, atol=2e-5 * np.abs(q).max())
     np.testing.assert_allclose(wide(got[2]), y[:, -1:], atol=2e-5 * np.abs(y).max())
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize(
+    ("columns", "batch", "rows"),
+    [
+        # Fewer steps than are in flight; steps that end within the row; more threads than values.
+        (96, 1, Rows(2, 3, 4)),
+        (1376, 1, Rows(4, 5, 2)),
+        (2880, 1, Rows(2, 4, 3)),
+        (320, 2, Rows(2, 3, 4)),
+    ],
+)
+def test_qkv_rope_without_a_pause(fmt: LinearFormat, columns: int, batch: int, rows: Rows) -> None:
+    rng = np.random.default_rng(columns)
+    weight = linear(rng, 3 * 64, columns, fmt)
+    x, norm, rope = (
+        floats(rng, batch, columns, std=3.0),
+        floats(rng, columns, dtype=mx.bfloat16),
+        floats(rng, batch, 64),
+    )
+    tuning = Tuning(qkv=rows)
+    got = qkv_rope(
+        x, norm, weight, rope, PARAMS, heads=1, kv_heads=1, dtype=mx.float32, backend=BenchBackend(), tuning=tuning
+    )
+    want = qkv_rope_twin(x, norm, weight, rope, PARAMS, heads=1, kv_heads=1, dtype=mx.float32)
+    for g, w in zip(got, want, strict=True):
+        close(g, w)
 
 
 def test_qkv_rounds_to_the_cache_dtype_once() -> None:
