@@ -149,13 +149,15 @@ def test_tools_by_name_and_by_file(tmp_path: Path) -> None:
 def test_what_a_tool_says_cannot_drive_the_terminal(llm: GptOss, capsys: pytest.CaptureFixture[str]) -> None:
     def get_weather(city: str) -> str:
         """The weather in a city."""
-        return f"{city}: \x1b[2J18 C"
+        return f"{city}: \x1b[2J\x9b2J\r18 C"
 
     box = ToolBox([FunctionTool.of(get_weather)])
     session = ChatSession(llm.chat(tools=box.tools), box)
     session.handle("weather?")
     session.handle("/history")
-    assert "\x1b[2J" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "18 C" in err
+    assert not {"\x1b", "\x9b", "\r"} & set(err)
 
 
 @pytest.mark.parametrize(
