@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,6 +175,19 @@ def test_a_saved_conversation_of_wrong_types_is_refused(record: str, session: Ch
 def test_a_place_that_cannot_be_used_is_one_clear_error(line: str, session: ChatSession) -> None:
     with pytest.raises(GptOssError):
         session.handle(line)
+
+
+def test_saving_replaces_neither_a_link_nor_what_is_no_file(session: ChatSession, tmp_path: Path) -> None:
+    session.handle("hello")
+    link, pipe = tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "real.json")
+    os.mkfifo(pipe)
+    session.handle(f"/save {link}")
+    assert link.is_symlink()
+    assert "hello" in (tmp_path / "real.json").read_text()
+    with pytest.raises(InvalidRequestError, match="cannot save"):
+        session.handle(f"/save {pipe}")
+    assert pipe.is_fifo()
 
 
 class Broken(ChatSession):
