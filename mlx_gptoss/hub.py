@@ -14,6 +14,7 @@ from mlx_gptoss import __version__
 from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.download import Downloader, RefusedError, is_file_with, part_of
 from mlx_gptoss.errors import ConfigError, DownloadError, GptOssError, InsufficientDiskError
+from mlx_gptoss.folder import read_manifest
 from mlx_gptoss.registry import Registry, canonical_name, read_json, write_json
 from mlx_gptoss.turn_lock import turn_lock
 
@@ -229,8 +230,6 @@ def _check_config(path: Path) -> None:
 
 def _is_stored_as(folder: Path, precision: dict[str, str]) -> bool:
     """Whether a model folder's matrices have these precisions already (keys as for `pull`)."""
-    from mlx_gptoss.folder import read_manifest
-
     matrices = {"attention": "layers.0.qkv", "embedding": "embed", "head": "head"}
     manifest = read_manifest(folder)
     return all(manifest.format_of(matrices[part]).format == wanted for part, wanted in precision.items())
@@ -273,10 +272,14 @@ def _pull(
     from mlx_gptoss.names import convert_source
 
     target = registry.model_folder(name)
-    if (target / "manifest.json").is_file() and revision is None and _is_stored_as(target, precision or {}):
+    stored = (target / "manifest.json").is_file() and _is_stored_as(target, precision or {})
+    if stored and revision is None:
         registry.set_default(name)
         return target
     model = look_up(name, revision=revision, endpoint=endpoint)
+    if stored and read_manifest(target).source.revision == model.commit:
+        registry.set_default(name)
+        return target
     if accept is not None:
         accept(model)
     check_disk(model, registry)

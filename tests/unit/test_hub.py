@@ -79,6 +79,15 @@ def test_a_second_pull_asks_nothing(hub: FakeHub, registry: Registry) -> None:
     assert hub.requests == []
 
 
+def test_a_revision_that_is_here_is_not_downloaded_again(hub: FakeHub, registry: Registry) -> None:
+    first = pull(NAME, registry=registry, endpoint=hub.endpoint)
+    hub.bytes_sent.clear()
+    assert pull(NAME, registry=registry, endpoint=hub.endpoint, revision="main") == first
+    assert hub.bytes_sent == {}
+    pull(NAME, registry=registry, endpoint=hub.endpoint, revision="main", precision={"head": "q8"})
+    assert hub.bytes_sent != {}
+
+
 def test_an_interrupted_download_resumes(hub: FakeHub, registry: Registry, tmp_path: Path) -> None:
     # Pieces of 1 MiB are written, so that what lies beyond the last whole one is sent twice.
     folder = tmp_path / "large"
