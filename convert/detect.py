@@ -10,10 +10,11 @@ from mlx_gptoss.convert.adapters import Adapter, open_adapter
 from mlx_gptoss.convert.gguf import open_gguf
 from mlx_gptoss.convert.gguf_file import is_gguf
 from mlx_gptoss.convert.huggingface import open_huggingface
+from mlx_gptoss.convert.journal import JOURNAL_NAME
 from mlx_gptoss.convert.mlx_lm import open_mlx_lm
 from mlx_gptoss.convert.model_folder import open_model_folder
 from mlx_gptoss.convert.openai import open_openai
-from mlx_gptoss.convert.safetensors import Checkpoint, read_checkpoint
+from mlx_gptoss.convert.safetensors import INDEX_NAME, Checkpoint, read_checkpoint
 from mlx_gptoss.convert.source import Source
 from mlx_gptoss.errors import CheckpointError, ConversionError
 from mlx_gptoss.folder import is_model_folder
@@ -50,6 +51,12 @@ def _open(path: Path, adapters: Sequence[Adapter]) -> Source:
         if adapters:
             raise ConversionError("adapters are merged into Hugging Face checkpoints only", where=str(path))
         return open_model_folder(path)
+    if (path / JOURNAL_NAME).exists() and not (path / INDEX_NAME).exists():
+        # Its files have their names and lengths already, and not their content.
+        raise CheckpointError(
+            "the folder is not finished", expected="a conversion or export that ran to its end", where=str(path),
+            hint="Run the command that writes it again: it goes on where it stopped",
+        )  # fmt: skip
     if (path / ADAPTER_CONFIG).is_file():
         raise ConversionError(
             "the source is an adapter, not a model", where=str(path), hint="Give the base model, and this as --adapter"
@@ -63,7 +70,7 @@ def _open(path: Path, adapters: Sequence[Adapter]) -> Source:
         )  # fmt: skip
     if firsts and not any(path.glob("*.safetensors")):
         return _open_gguf(firsts[0], adapters)
-    if any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists():
+    if any(path.glob("*.safetensors")) or (path / INDEX_NAME).exists():
         return _open_safetensors(path, read_checkpoint(path), adapters)
     raise _unknown(path)
 

@@ -102,7 +102,9 @@ def export(
             if INDEX_NAME in opened.names():
                 if not overwrite:
                     raise ConversionError(
-                        "the target holds a checkpoint already", where=str(path), hint="Choose another target"
+                        "the target holds a checkpoint already",
+                        where=str(path),
+                        hint="Choose another target, or say --overwrite",
                     )
                 opened.clear()
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlx_gptoss import __version__, folder, loader
 from mlx_gptoss.config import ModelConfig
-from mlx_gptoss.errors import GptOssError
+from mlx_gptoss.errors import GptOssError, KernelError
 from mlx_gptoss.kernels.backend import Backend, StockBackend
 from mlx_gptoss.kernels.backends import backend_named
 from mlx_gptoss.kernels.cases import CASES, Shapes
@@ -118,6 +118,9 @@ def examine_folder(path: Path) -> ModelHealth:
 
 
 def _kernels(backend: Backend, model: Path | None, kernels: tuple[str, ...]) -> tuple[KernelReport, ...]:
+    for name in kernels:
+        if name not in CASES:
+            raise KernelError("there is no such kernel", expected=", ".join(CASES), got=name)
     if isinstance(backend, StockBackend):
         return ()
     shapes = Shapes() if model is None else Shapes.of(ModelConfig.from_file(model / folder.CONFIG_NAME))

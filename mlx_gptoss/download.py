@@ -140,6 +140,11 @@ def part_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
+def is_file_with(path: Path, size: int, sha256: str) -> bool:
+    """Whether a file has this size and content."""
+    return path.is_file() and path.stat().st_size == size and _hash_of(path) == sha256
+
+
 def _hash_of(path: Path) -> str:
     with path.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import shutil
@@ -10,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gptoss import __version__
-from mlx_gptoss.download import Downloader, RefusedError, part_of
+from mlx_gptoss.config import ModelConfig
+from mlx_gptoss.download import Downloader, RefusedError, is_file_with, part_of
 from mlx_gptoss.errors import ConfigError, DownloadError, GptOssError, InsufficientDiskError
-from mlx_gptoss.registry import Registry, canonical_name
+from mlx_gptoss.folder import read_manifest
+from mlx_gptoss.registry import Registry, canonical_name, read_json, write_json
 from mlx_gptoss.turn_lock import turn_lock
 
+CONFIG_NAME = "config.json"
 WANTED = (
-    "config.json",
+    CONFIG_NAME,
     "generation_config.json",
     "*.safetensors",
     "model.safetensors.index.json",
@@ -26,6 +30,8 @@ WANTED = (
 )
 # A conversion writes as many bytes as it reads; the margin covers headers, padding and the journal.
 DISK_MARGIN_BYTES = 64 << 20
+_RECORD = ".downloaded.json"
+"""In the staging folder: which content its files have, or will have when they are whole."""
 _LONGEST_PULL_S = 7 * 24 * 3600.0
 
 
@@ -114,7 +120,7 @@ def look_up(name: str, *, revision: str | None = None, endpoint: str | None = No
     untold = [sibling.rfilename for sibling in info.siblings or () if sibling.size is None]
     if any(file.name in untold for file in files):
         raise DownloadError(f"the hub does not say how large the files of {repository} are", got=", ".join(untold[:5]))
-    if not any(file.name == "config.json" for file in files) or not any(
+    if not any(file.name == CONFIG_NAME for file in files) or not any(
         file.name.endswith(".safetensors") for file in files
     ):
         raise ConfigError(
@@ -161,7 +167,8 @@ def download(
 ) -> Path:
     """Download what is missing into the staging folder; what was interrupted resumes. Returns the folder.
 
-    Raises DownloadError and InsufficientDiskError.
+    What is there of another revision is replaced. The config comes first: a model that is no gpt-oss costs no more.
+    Raises ConfigError, DownloadError and InsufficientDiskError.
     """
     from huggingface_hub import get_token, hf_hub_url
 
@@ -171,14 +178,14 @@ def download(
     token = get_token()
     headers = {"User-Agent": f"mlx-gptoss/{__version__}"} | ({"Authorization": f"Bearer {token}"} if token else {})
     with Downloader(headers) as downloader:
-        for file in sorted(model.files, key=lambda item: item.size):
+        for file in sorted(model.files, key=lambda item: (item.name != CONFIG_NAME, item.size)):
 
             def arrived(here: int, before: int = finished, name: str = file.name) -> None:
                 if progress is not None:
                     progress(PullProgress("download", before + here, model.size_bytes, name))
 
             target = staging / file.name
-            if _size(target) != file.size or not target.is_file():
+            if not _is_here(file, model.commit, staging):
                 url = hf_hub_url(model.name, file.name, revision=model.commit, endpoint=endpoint)
                 try:
                     downloader.fetch(url, target, size=file.size, sha256=file.digest, progress=arrived)
@@ -186,15 +193,43 @@ def download(
                     if error.code == "GatedRepo" or error.status in (401, 403):
                         raise _needs_permission(model.name) from error
                     raise
+            if file.name == CONFIG_NAME:
+                _check_config(target)
             finished += file.size
             arrived(0, finished)
     return staging
 
 
+def _is_here(file: RemoteFile, commit: str, staging: Path) -> bool:
+    """Whether a file is in the staging folder, whole and as this revision has it. What belongs to another one is
+    deleted: files of two revisions may have the same size."""
+    target, wanted = staging / file.name, file.digest or commit
+    record = read_json(staging / _RECORD)
+    known = record.get(file.name)
+    if _size(target) == file.size and target.is_file() and known == wanted:
+        return True
+    kept = known is None and file.digest != "" and is_file_with(target, file.size, file.digest)
+    if not kept:
+        target.unlink(missing_ok=True)
+    if known not in (None, wanted) or not (known or file.digest):
+        part_of(target).unlink(missing_ok=True)
+    write_json(staging / _RECORD, record | {file.name: wanted})
+    return kept
+
+
+def _check_config(path: Path) -> None:
+    try:
+        ModelConfig.from_file(path)
+    except ConfigError:
+        for leftover in (path, path.parent / _RECORD):
+            leftover.unlink()
+        with contextlib.suppress(OSError):  # what else is there stays
+            path.parent.rmdir()
+        raise
+
+
 def _is_stored_as(folder: Path, precision: dict[str, str]) -> bool:
     """Whether a model folder's matrices have these precisions already (keys as for `pull`)."""
-    from mlx_gptoss.folder import read_manifest
-
     matrices = {"attention": "layers.0.qkv", "embedding": "embed", "head": "head"}
     manifest = read_manifest(folder)
     return all(manifest.format_of(matrices[part]).format == wanted for part, wanted in precision.items())
@@ -237,10 +272,14 @@ def _pull(
     from mlx_gptoss.names import convert_source
 
     target = registry.model_folder(name)
-    if (target / "manifest.json").is_file() and revision is None and _is_stored_as(target, precision or {}):
+    stored = (target / "manifest.json").is_file() and _is_stored_as(target, precision or {})
+    if stored and revision is None:
         registry.set_default(name)
         return target
     model = look_up(name, revision=revision, endpoint=endpoint)
+    if stored and read_manifest(target).source.revision == model.commit:
+        registry.set_default(name)
+        return target
     if accept is not None:
         accept(model)
     check_disk(model, registry)

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from mlx_gptoss import __version__
 from mlx_gptoss.bench.spec import BenchSpec, Ceiling, Measurement
+from mlx_gptoss.plan.machine import this_machine
 
 HEADER = (
     f"{'engine':11}{'phase':8}{'tokens':>7}{'batch':>6}{'tok/s':>9}{'GB/s':>8}{'TFLOP/s':>9}"
@@ -47,7 +48,7 @@ def machine_record() -> dict[str, Any]:
     return {
         "device": str(info.get("device_name", platform.processor() or platform.machine())),
         "architecture": str(info.get("architecture", platform.machine())),
-        "memory_bytes": int(info.get("memory_size", info.get("total_memory", 0)) or 0),
+        "memory_bytes": int(info.get("memory_size", info.get("total_memory", 0)) or this_machine().memory),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "mlx": str(getattr(mx, "__version__", "unknown")),
@@ -74,14 +75,20 @@ def line(measurement: Measurement, ceiling: Ceiling) -> str:
     """One line under `HEADER`."""
     m = measurement
     decode = m.phase == "decode"
-    flops = "" if decode else f"{m.flops / m.seconds / 1e12:.3g}"
+    flops = "" if decode else _short(m.flops / m.seconds / 1e12)
     host = f"{m.host_seconds * 1e6:.0f}" if decode else ""
     wait = f"{m.wait_seconds * 1e6:.0f}" if decode else ""
+    read = _short(m.bytes_per_second / 1e9)
     launches = str(m.launches) if m.launches else ""
     return (
-        f"{m.engine:11}{m.phase:8}{m.length:>7}{m.batch:>6}{m.tokens_per_second:>9.4g}{m.bytes_per_second / 1e9:>8.3g}"
+        f"{m.engine:11}{m.phase:8}{m.length:>7}{m.batch:>6}{m.tokens_per_second:>9.4g}{read:>8}"
         f"{flops:>9}{m.share(ceiling):>8.1%}{m.peak_bytes / 1e9:>6.2f} GB{launches:>9}{host:>9}{wait:>9}"
     )
+
+
+def _short(figure: float) -> str:
+    """Three digits, and never as wide as a column."""
+    return f"{figure:.3g}" if figure >= 0.001 else "<0.001"
 
 
 def ratios(measurements: Sequence[Measurement]) -> list[str]:

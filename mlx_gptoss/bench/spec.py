@@ -47,6 +47,12 @@ class BenchSpec:
         for name, value in (("steps", self.steps), ("repeats", self.repeats), ("layers", self.layers)):
             if value is not None and value < 1:
                 raise InvalidRequestError(f"{name} is out of range", param=name, expected=">= 1", got=str(value))
+        if self.decode and not self.batch:
+            raise InvalidRequestError("batch is empty", param="batch", expected="numbers of sequences >= 1")
+        if not 0 <= self.seed < 1 << 32:
+            raise InvalidRequestError(
+                "seed is out of range", param="seed", expected="0 to 2^32 - 1", got=str(self.seed)
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` reads it back."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, cast
@@ -53,8 +55,12 @@ def main(arguments: list[str]) -> int:
     try:
         for measurement in run_here(cast("EngineName", engine), spec):
             say(asdict(measurement))
-    except GptOssError as error:
-        say({"error": str(error)})
+    except Exception as error:
+        # Of an engine that is not ours, anything may come.
+        if os.environ.get("MLX_GPTOSS_DEBUG"):
+            traceback.print_exc()
+        known = isinstance(error, GptOssError)
+        say({"error": str(error) if known else f"{engine} cannot be measured; got {type(error).__name__}: {error}"})
         return 1
     return 0
 

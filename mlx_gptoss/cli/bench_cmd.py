@@ -40,9 +40,8 @@ def lengths(context: click.Context, option: click.Parameter, text: str) -> tuple
 @click.option(
     "--precision",
     type=_PRECISIONS,
-    default="bf16",
-    show_default=True,
-    help="With --random: of attention, embedding and head.",
+    default=None,
+    help="With --random: of attention, embedding and head. Default: bf16.",
 )
 @click.option("--attention", type=_PRECISIONS, default=None, help="With --random: of the attention alone.")
 @click.option("--embedding", type=_PRECISIONS, default=None, help="With --random: of the embedding alone.")
@@ -61,7 +60,7 @@ def lengths(context: click.Context, option: click.Parameter, text: str) -> tuple
 @click.option("--tune", is_flag=True, help="Find the kernels' best constants for this GPU and keep them.")
 @click.option("--tune-seconds", type=float, default=300.0, show_default=True, help="Time --tune may take.")
 def bench(
-    model: str | None, random: str | None, layers: int | None, precision: str, attention: str | None,
+    model: str | None, random: str | None, layers: int | None, precision: str | None, attention: str | None,
     embedding: str | None, head: str | None, backend: str, prefill: tuple[int, ...], decode: tuple[int, ...],
     batch: tuple[int, ...], steps: int, repeats: int, seed: int, against: tuple[str, ...], engine: bool,
     plot: Path | None, output: Path | None, tune: bool, tune_seconds: float,
@@ -78,6 +77,8 @@ def bench(
         return
     if random is None and layers is not None:
         raise click.UsageError("--layers goes with --random")
+    if random is None and any((precision, attention, embedding, head)):
+        raise click.UsageError("precisions go with --random: a folder has its own")
     if random is not None and model is not None:
         raise click.UsageError("--random and --model exclude each other")
     if not prefill and not decode:
@@ -100,7 +101,7 @@ def bench(
         folder=None if random is not None else _folder(model),
         random=random,
         layers=layers,
-        precisions=Precisions(attention or precision, embedding or precision, head or precision),
+        precisions=Precisions(*(part or precision or "bf16" for part in (attention, embedding, head))),
         backend=backend,
         prefill=prefill,
         decode=decode,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -172,8 +173,12 @@ class ChatSession:
         """write the conversation to a file"""
         if not path:
             raise InvalidRequestError("/save needs a file name")
+        # A link stays one, and a device (a terminal, /dev/null) is not replaced by a file.
+        target = Path(os.path.realpath(as_folder(path)))
+        if target.exists() and not target.is_file():
+            raise InvalidRequestError("cannot save", expected="a file, or a name that is free", where=path)
         try:
-            write_json(as_folder(path), {"messages": [_record(message) for message in self.chat.messages]})
+            write_json(target, {"messages": [_record(message) for message in self.chat.messages]})
         except OSError as error:
             raise InvalidRequestError("cannot save", got=error.strerror or str(error), where=path) from error
         click.echo(f"saved {path}", err=True)

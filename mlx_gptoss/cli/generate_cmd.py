@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import stat
 import sys
+import termios
 from typing import Any
 
 import click
@@ -22,12 +26,27 @@ from mlx_gptoss.messages import Message, SystemMessage, UserMessage
 from mlx_gptoss.request import ChatRequest
 
 
+def _stdin_has_data() -> bool:
+    """Whether a pipe or file on standard input holds something. Takes none of it and never waits."""
+    try:
+        status = os.fstat(sys.stdin.fileno())
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size > os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR)
+        if stat.S_ISFIFO(status.st_mode):
+            return any(fcntl.ioctl(sys.stdin.fileno(), termios.FIONREAD, b"\0" * 4))
+    except (OSError, ValueError):
+        pass
+    return False
+
+
 def gather_prompt(words: tuple[str, ...], files: tuple[str, ...]) -> str:
     """The prompt from arguments, files and stdin: arguments first, then each file. Empty is an error."""
     parts = [argument_text(" ".join(words))] if words and words != ("-",) else []
     parts += [read_text(path) for path in files]
     if words == ("-",) or (not parts and not sys.stdin.isatty()):
         parts.append(read_stdin())
+    elif "-" not in files and _stdin_has_data():
+        click.secho("standard input is not part of the prompt; -f - adds it", dim=True, err=True)
     prompt = "\n\n".join(part for part in parts if part.strip())
     if not prompt.strip():
         raise InvalidRequestError(

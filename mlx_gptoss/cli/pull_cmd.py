@@ -37,10 +37,15 @@ def pull(
 ) -> None:  # fmt: skip
     """Download NAME (20b, 120b or a hub id), convert it, and make it the default. Resumes when interrupted."""
     registry = Registry()
+    of_the_hub = revision is not None or keep_download
     if from_ollama:
-        click.echo(str(take_from_ollama(name, registry)))
+        if of_the_hub:
+            raise click.UsageError("--from-ollama downloads nothing: it has no --revision and no --keep-download")
+        click.echo(str(take_from_ollama(name, registry, precision_of(choice))))
         return
     if canonical_name(name) == DEMO:
+        if of_the_hub or choice is not None:
+            raise click.UsageError("the demo comes with the package as it is: no --revision, --keep-download or --for")
         click.echo(str(resolve_model(DEMO, registry=registry)))
         registry.set_default(DEMO)
         return
@@ -72,13 +77,17 @@ def pull(
         click.echo(f"Ready: mlx-gptoss generate --model {name} 'Hello'", err=True)
 
 
-def take_from_ollama(name: str, registry: Registry) -> Path:
+def take_from_ollama(name: str, registry: Registry, precision: dict[str, str] | None = None) -> Path:
     """Convert the weights that Ollama has on this disk; nothing is downloaded."""
     blob = find_ollama_model(name)
     target = registry.model_folder(name)
     with byte_progress() as bar:
         task = bar.add_task("convert", total=blob.stat().st_size)
-        convert_source(blob, target, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+        def converting(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        convert_source(blob, target, progress=converting, precision=precision)
     registry.set_default(name)
     return target
 

@@ -21,7 +21,8 @@ _CUT_OFF: Mapping[str, str] = {
     "repetition": "stopped: the model was repeating itself",
     "timeout": "stopped: out of time",
 }
-_CONTROL = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127))
+# All but tab and line feed; those from 128 on say the same to some terminals as an escape and a letter do.
+_CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 
 
 def printable(text: str) -> str:

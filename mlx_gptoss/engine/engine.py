@@ -73,9 +73,10 @@ class Engine:
         self._done = threading.Event()
         work = ([partial(self._run, load)], self._done)
         self._thread = threading.Thread(target=_work, args=work, name="mlx-gptoss-engine", daemon=True)
+        # Before the wait, which Ctrl-C may end: the thread is then in the middle of loading.
+        _close_at_exit(self)
         self._thread.start()
         self._loaded.result()
-        _close_at_exit(self)
 
     @property
     def options(self) -> EngineOptions:
@@ -365,4 +366,5 @@ def _close_at_exit(engine: Engine) -> None:
             alive.close(timeout=5.0)
 
     atexit.register(close)
-    weakref.finalize(engine, atexit.unregister, close)
+    # Not at exit: it would take `close` back just before it is due.
+    weakref.finalize(engine, atexit.unregister, close).atexit = False

@@ -10,6 +10,9 @@ from pathlib import Path
 from mlx_gptoss.errors import InvalidRequestError
 from mlx_gptoss.plan.chips import GIB, Chip, default_working_set, find_chip
 
+_MOST_GIB = 65_536
+"""Memory of a machine that somebody may describe."""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -31,10 +34,12 @@ class Machine:
 
 def described_machine(chip: str, memory_gib: float | None) -> Machine:
     """A machine by chip and memory, with macOS's default limit."""
+    if memory_gib is not None and not 0 < memory_gib <= _MOST_GIB:
+        raise InvalidRequestError(
+            "memory is out of range", param="memory", expected=f"above 0, at most {_MOST_GIB} GB", got=str(memory_gib)
+        )
     found = find_chip(chip, memory_gib)
     size = int((memory_gib if memory_gib is not None else found.memory_gib[-1]) * GIB)
-    if size <= 0:
-        raise InvalidRequestError("memory is not positive", param="memory", got=str(memory_gib))
     return Machine(f"{found.name}, {size / GIB:g} GB", size, default_working_set(size), found, described=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,13 +150,15 @@ def test_tools_by_name_and_by_file(tmp_path: Path) -> None:
 def test_what_a_tool_says_cannot_drive_the_terminal(llm: GptOss, capsys: pytest.CaptureFixture[str]) -> None:
     def get_weather(city: str) -> str:
         """The weather in a city."""
-        return f"{city}: \x1b[2J18 C"
+        return f"{city}: \x1b[2J\x9b2J\r18 C"
 
     box = ToolBox([FunctionTool.of(get_weather)])
     session = ChatSession(llm.chat(tools=box.tools), box)
     session.handle("weather?")
     session.handle("/history")
-    assert "\x1b[2J" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "18 C" in err
+    assert not {"\x1b", "\x9b", "\r"} & set(err)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +175,19 @@ def test_a_saved_conversation_of_wrong_types_is_refused(record: str, session: Ch
 def test_a_place_that_cannot_be_used_is_one_clear_error(line: str, session: ChatSession) -> None:
     with pytest.raises(GptOssError):
         session.handle(line)
+
+
+def test_saving_replaces_neither_a_link_nor_what_is_no_file(session: ChatSession, tmp_path: Path) -> None:
+    session.handle("hello")
+    link, pipe = tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "real.json")
+    os.mkfifo(pipe)
+    session.handle(f"/save {link}")
+    assert link.is_symlink()
+    assert "hello" in (tmp_path / "real.json").read_text()
+    with pytest.raises(InvalidRequestError, match="cannot save"):
+        session.handle(f"/save {pipe}")
+    assert pipe.is_fifo()
 
 
 class Broken(ChatSession):

@@ -44,6 +44,15 @@ def test_same_seed_same_answer_from_argument_file_and_stdin(run: Run, model_fold
     assert len(texts) == 1
 
 
+def test_input_that_is_left_unread_is_said(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    common = ("generate", "-m", str(model_folder), "-n", "3", "--seed", "7", "Summarise")
+    assert b"-f - adds it" in run(*common, stdin=b"a text").stderr
+    for arguments, stdin in ((common, b""), ((*common, "-f", "-"), b"a text")):
+        assert b"standard input" not in run(*arguments, stdin=stdin).stderr
+    used = [json.loads(run(*common, "--json", *more, stdin=b"a text").stdout)["usage"] for more in ((), ("-f", "-"))]
+    assert used[0]["prompt_tokens"] < used[1]["prompt_tokens"]
+
+
 def test_stats_go_to_stderr(run: Run, model_folder: Path) -> None:
     done = run("generate", "-m", str(model_folder), "-n", "3", "--stats", "hi")
     assert b"tok/s" in done.stderr

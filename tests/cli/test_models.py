@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_gptoss.folder import read_manifest
 from mlx_gptoss.registry import Registry
 from tests.cli.conftest import Run
 from tests.convert.gguf_files import write_gguf
@@ -76,3 +77,20 @@ def test_pull_from_ollama(run: Run, tmp_path: Path, home: Path) -> None:
     done = run("pull", "--from-ollama", "gpt-oss:20b", OLLAMA_MODELS=str(tmp_path / "store"))
     assert done.returncode == 0, done.stderr
     assert [model.name for model in Registry(home).models()] == ["openai/gpt-oss-20b"]
+
+
+def test_pull_from_ollama_at_a_precision(run: Run, tmp_path: Path, home: Path) -> None:
+    blob = write_gguf(tmp_path / "model.gguf", tiny_config(), ollama=True)
+    fill_store(tmp_path / "store", blob.read_bytes())
+    done = run("pull", "--from-ollama", "gpt-oss:20b", "--for", "24gb", OLLAMA_MODELS=str(tmp_path / "store"))
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(Registry(home).find("20b").path).format_of("head").format == "q8"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("demo", "--for", "16gb"), ("demo", "--revision", "x"), ("gpt-oss:20b", "--from-ollama", "--revision", "x"),
+     ("gpt-oss:20b", "--from-ollama", "--keep-download")],
+)  # fmt: skip
+def test_pull_refuses_options_that_would_do_nothing(run: Run, arguments: tuple[str, ...]) -> None:
+    assert run("pull", *arguments).returncode == 2

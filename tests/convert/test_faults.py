@@ -21,6 +21,8 @@ from mlx_gptoss.convert.target import open_target
 from mlx_gptoss.convert.tensors import Stored
 from mlx_gptoss.errors import CheckpointError, ConversionError, GptOssError, InsufficientDiskError
 from mlx_gptoss.folder import MANIFEST_NAME, is_model_folder, read_manifest
+from mlx_gptoss.names import resolve_model
+from mlx_gptoss.registry import Registry
 from tests.convert.support import assert_same, read_folder, snapshot
 from tests.tiny import folder_tensors, tiny_config, write_hf_checkpoint
 
@@ -356,3 +358,16 @@ def test_missing_things(tmp_path: Path, source: Path) -> None:
     with pytest.raises(GptOssError):
         convert(source / "config.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_folder_is_no_source_and_says_so(source: Path, tmp_path: Path) -> None:
+    for name, write in (("model", convert), ("checkpoint", export)):
+        whole = source if name == "model" else tmp_path / "whole"
+        if name == "checkpoint":
+            convert(source, whole)
+        with pytest.raises(StopError):
+            write(whole, tmp_path / name, progress=stop_after(0.5))
+        with pytest.raises(CheckpointError, match="not finished"):
+            convert(tmp_path / name, tmp_path / f"{name}-again")
+        with pytest.raises(CheckpointError, match="not finished"):
+            resolve_model(tmp_path / name, registry=Registry(tmp_path / "home"))

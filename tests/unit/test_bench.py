@@ -21,7 +21,7 @@ from mlx_gptoss.bench.launches import VIEWS, count_launches
 from mlx_gptoss.bench.measure import measure
 from mlx_gptoss.bench.peer import peer_installed
 from mlx_gptoss.bench.random_weights import RandomWeights
-from mlx_gptoss.bench.report import Report, line, ratios
+from mlx_gptoss.bench.report import Report, line, machine_record, ratios
 from mlx_gptoss.bench.spec import BenchSpec, Ceiling, Measurement
 from mlx_gptoss.bench.subject import OurSubject, config_of, fill_cache, load_ours, load_subject, random_ids, with_layers
 from mlx_gptoss.bench.worker import run_apart, run_here
@@ -221,6 +221,23 @@ def test_errors_come_back_from_the_process(tmp_path: Path) -> None:
         list(run_apart("mlx-gptoss", spec))
 
 
+@peer
+def test_what_the_other_engine_cannot_do_is_one_clear_error(capfd: pytest.CaptureFixture[str]) -> None:
+    # mlx-lm wants a full layer, and the first is a sliding one.
+    with pytest.raises(GptOssError, match="mlx-lm cannot be measured"):
+        list(run_apart("mlx-lm", spec_with(layers=1)))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_columns_never_touch() -> None:
+    slow = Measurement("mlx-gptoss", "stock", "prefill", 131_072, 1, 20.57, 20.57, 20.57, 829_984, 1e6, 10**9)
+    assert line(slow, CEILING).split()[:6] == ["mlx-gptoss", "prefill", "131072", "1", "6372", "<0.001"]
+
+
+def test_the_record_knows_the_memory_of_this_machine() -> None:
+    assert machine_record()["memory_bytes"] >= 1 << 30
+
+
 def test_the_ceiling_is_measured() -> None:
     ceiling = measure_ceiling(copy_bytes=1 << 22, size=256, repeats=1)
     assert math.isfinite(ceiling.copy_bytes_s)
@@ -251,7 +268,8 @@ def test_the_spec_travels_as_json() -> None:
 @pytest.mark.parametrize(
     "fields",
     [{}, {"folder": "a", "random": "20b"}, {"random": "7b"}, {"random": "20b", "decode": (0,)},
-     {"random": "20b", "steps": 0}, {"random": "20b", "layers": 0}, {"random": "20b", "batch": (-1,)}],
+     {"random": "20b", "steps": 0}, {"random": "20b", "layers": 0}, {"random": "20b", "batch": (-1,)},
+     {"random": "20b", "batch": ()}, {"random": "20b", "seed": -1}, {"random": "20b", "seed": 1 << 64}],
 )  # fmt: skip
 def test_impossible_specs_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(InvalidRequestError):
@@ -301,11 +319,13 @@ def test_the_command_against_mlx_lm() -> None:
 @pytest.mark.parametrize(
     "arguments",
     ["--layers 2", "--random tiny --model x", "--random tiny --decode abc", "--random tiny --prefill 0 --decode 0",
-     "--random 9b", "--random tiny --precision q5", "--random tiny --steps 1"],
+     "--random 9b", "--random tiny --precision q5", "--random tiny --steps 1", "--model x --precision q8",
+     "--model x --head q8", "--random tiny --batch 0", "--random tiny --seed -1"],
 )  # fmt: skip
 def test_impossible_commands_are_refused(arguments: str) -> None:
     result = invoke(*arguments.split())
     assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit | InvalidRequestError)
     assert "Traceback" not in result.output
 
 

@@ -104,6 +104,11 @@ def test_a_back_end_this_machine_lacks_is_refused() -> None:
     assert isinstance(result.exception, KernelError)
 
 
+def test_a_kernel_that_does_not_exist_is_refused_on_every_back_end() -> None:
+    with pytest.raises(KernelError, match=r"no such kernel.*router.*nope"):
+        doctor.diagnose(backend="stock", kernels=("router", "nope"))
+
+
 def test_the_folder_says_how_its_weights_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_gptoss import loader
     from mlx_gptoss.doctor import examine_folder

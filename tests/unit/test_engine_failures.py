@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -275,3 +277,31 @@ def test_what_mlx_says_when_a_model_does_not_load_is_passed_on(said: str, kind: 
 
     with pytest.raises(kind, match=words):
         Engine(load, EngineOptions())
+
+
+_INTERRUPTED_LOAD = """
+import signal, sys, threading, time
+import mlx.core as mx
+from mlx_gptoss.engine import Engine
+from mlx_gptoss.errors import GptOssError
+
+def load():
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    until = time.monotonic() + 0.3
+    while time.monotonic() < until:
+        x = mx.random.normal((400, 400))
+        mx.eval(x @ x)
+    raise GptOssError("loaded too late")
+
+try:
+    Engine(load)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_interrupting_a_load_ends_the_program_without_a_crash() -> None:
+    command = [sys.executable, "-c", _INTERRUPTED_LOAD]
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (130, "")

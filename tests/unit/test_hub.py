@@ -15,6 +15,7 @@ import pytest
 from mlx_gptoss.errors import ConfigError, DownloadError, GptOssError, InsufficientDiskError
 from mlx_gptoss.folder import read_manifest
 from mlx_gptoss.hub import PullProgress, RemoteModel, look_up, pull
+from mlx_gptoss.names import convert_source
 from mlx_gptoss.registry import Registry
 from tests.tiny import tiny_config, write_hf_checkpoint
 from tests.unit.fake_hub import FakeHub, fake_hub
@@ -76,6 +77,15 @@ def test_a_second_pull_asks_nothing(hub: FakeHub, registry: Registry) -> None:
     hub.requests.clear()
     assert pull(NAME, registry=registry, endpoint=hub.endpoint) == first
     assert hub.requests == []
+
+
+def test_a_revision_that_is_here_is_not_downloaded_again(hub: FakeHub, registry: Registry) -> None:
+    first = pull(NAME, registry=registry, endpoint=hub.endpoint)
+    hub.bytes_sent.clear()
+    assert pull(NAME, registry=registry, endpoint=hub.endpoint, revision="main") == first
+    assert hub.bytes_sent == {}
+    pull(NAME, registry=registry, endpoint=hub.endpoint, revision="main", precision={"head": "q8"})
+    assert hub.bytes_sent != {}
 
 
 def test_an_interrupted_download_resumes(hub: FakeHub, registry: Registry, tmp_path: Path) -> None:
@@ -201,6 +211,7 @@ import sys
 from pathlib import Path
 import mlx_gptoss.download as download
 from mlx_gptoss.hub import pull
+from mlx_gptoss.names import convert_source
 from mlx_gptoss.registry import Registry
 download.PIECE_BYTES = 1000
 def stop(progress):
@@ -268,3 +279,52 @@ def test_the_caller_may_refuse(hub: FakeHub, registry: Registry) -> None:
     with pytest.raises(GptOssError, match="too large: True"):
         pull(NAME, registry=registry, endpoint=hub.endpoint, accept=refuse)
     assert hub.bytes_sent == {}
+
+
+def test_another_revision_takes_nothing_from_what_was_kept(
+    hub: FakeHub, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two revisions of a fine-tune have files of equal sizes and other weights."""
+    folder = pull(NAME, registry=registry, endpoint=hub.endpoint, keep_download=True)
+    fresh = tmp_path / "fresh"
+    write_hf_checkpoint(fresh, tiny_config(), seed=4)
+    hub.repositories[NAME] = fresh
+    monkeypatch.setattr("tests.unit.fake_hub.COMMIT", "f" * 40)
+    pull(NAME, registry=registry, endpoint=hub.endpoint, revision="v2", keep_download=True)
+    direct = convert_source(fresh, tmp_path / "direct")
+    assert _hashes(folder) == _hashes(direct)
+    kept = registry.download_folder(NAME)
+    assert all((kept / path.name).read_bytes() == path.read_bytes() for path in fresh.glob("*.safetensors"))
+
+
+def test_an_unfinished_download_of_another_revision_is_not_gone_on_with(
+    hub: FakeHub, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = max(hub.repositories[NAME].glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    hub.refusals[largest.name] = [404]
+    with pytest.raises(DownloadError):
+        pull(NAME, registry=registry, endpoint=hub.endpoint)
+    fresh = tmp_path / "fresh"
+    write_hf_checkpoint(fresh, tiny_config(), seed=4)
+    hub.repositories[NAME] = fresh
+    monkeypatch.setattr("tests.unit.fake_hub.COMMIT", "f" * 40)
+    folder = pull(NAME, registry=registry, endpoint=hub.endpoint)
+    assert _hashes(folder) == _hashes(convert_source(fresh, tmp_path / "direct"))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {tensor.name: tensor.sha256 for tensor in read_manifest(folder).tensors}
+
+
+def test_what_is_no_gpt_oss_is_refused_before_its_weights_are_sent(
+    hub: FakeHub, registry: Registry, tmp_path: Path
+) -> None:
+    llama = tmp_path / "llama"
+    llama.mkdir()
+    (llama / "config.json").write_text('{"model_type": "llama"}')
+    (llama / "model.safetensors").write_bytes(b"0" * 5000)
+    hub.repositories["someone/llama"] = llama
+    with pytest.raises(ConfigError, match=r"not a gpt-oss model.*llama"):
+        pull("someone/llama", registry=registry, endpoint=hub.endpoint)
+    assert set(hub.bytes_sent) == {"config.json"}
+    assert not registry.download_folder("someone/llama").exists()

@@ -279,3 +279,10 @@ def test_the_plan_as_json() -> None:
 @pytest.mark.parametrize("arguments", [["--memory", "64"], ["--chip", "m9"], ["--chip", "m4", "--memory", "-1"]])
 def test_impossible_machines_are_refused(arguments: list[str]) -> None:
     assert CliRunner().invoke(plan_command, arguments).exit_code != 0
+
+
+@pytest.mark.parametrize("memory", ["0", "nan", "inf", "1e400", "1e9", "-inf"])
+def test_impossible_memory_is_one_clear_error(memory: str) -> None:
+    refused = CliRunner().invoke(plan_command, ["--chip", "m4-max", "--memory", memory])
+    assert isinstance(refused.exception, InvalidRequestError)
+    assert "memory is out of range" in str(refused.exception)
