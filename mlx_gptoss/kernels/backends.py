@@ -11,9 +11,10 @@ from mlx_gptoss.kernels.backend import Backend, MetalBackend, StockBackend
 from mlx_gptoss.kernels.cuda import CudaBackend
 from mlx_gptoss.kernels.tuning import family_of
 
-_ONE_GRAPH_A_STEP = {"MLX_MAX_OPS_PER_BUFFER": "400", "MLX_MAX_MB_PER_BUFFER": "1000000000"}
-"""MLX's CUDA build cuts its work into graphs, and waits between them: a whole decode step is to be one. It reads these
-when a thread first uses the GPU; what the user has set stays."""
+_GRAPHS = {"MLX_MAX_OPS_PER_BUFFER": "60", "MLX_MAX_MB_PER_BUFFER": "1000000000"}
+"""MLX's CUDA build cuts its work into graphs. A few a decode step let the GPU start on the first while the host builds the
+rest; by bytes, as is MLX's default, there would be dozens. It reads these when a thread first uses the GPU; what the user
+has set stays."""
 
 
 def default_backend() -> Backend:
@@ -21,7 +22,7 @@ def default_backend() -> Backend:
     if mx.metal.is_available():
         return MetalBackend(family_of(_device("device_name")))
     if cuda_available():
-        for name, value in _ONE_GRAPH_A_STEP.items():
+        for name, value in _GRAPHS.items():
             os.environ.setdefault(name, value)
         return CudaBackend(_device("architecture"), family_of(_device("device_name")))
     return StockBackend()

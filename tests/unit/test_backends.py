@@ -18,10 +18,10 @@ def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nvidia")
-def test_a_step_is_one_graph_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_a_few_graphs_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {})
     assert backends.default_backend().name == "cuda"
-    assert os.environ == {"MLX_MAX_OPS_PER_BUFFER": "400", "MLX_MAX_MB_PER_BUFFER": "1000000000"}
+    assert os.environ == {"MLX_MAX_OPS_PER_BUFFER": "60", "MLX_MAX_MB_PER_BUFFER": "1000000000"}
 
 
 @pytest.mark.usefixtures("nvidia")
