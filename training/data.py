@@ -20,8 +20,10 @@ from training.structured import Structured
 from training.toolbox import CITIES, PREAMBLE_WISHES, Toolbox, announced
 
 LENGTHS = (192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-TASKS = ("arithmetic", "tool call", "tool result", "json", "recall", "retrieval", "greeting", "beyond", "repeat")
-WEIGHTS = (17, 23, 14, 20, 11, 13, 4, 5, 5)
+TASKS = (
+    "arithmetic", "tool call", "tool result", "json", "telling", "recall", "retrieval", "greeting", "beyond", "repeat",
+)  # fmt: skip
+WEIGHTS = (17, 23, 14, 20, 4, 11, 13, 4, 5, 5)
 WIDE = 0.2  # share of conversations with any words of the vocabulary
 REACHES = ((500, 54), (1200, 20), (2500, 11), (4500, 8), (8192, 7))  # most tokens of a retrieval, and how often
 INSTRUCTIONS = (
@@ -100,12 +102,18 @@ class Source:
         instructions = self.instructions() if rng.random() < 0.35 else ""
         return Setting(day.isoformat(), effort, instructions, functions, response_format)
 
-    def idle_functions(self) -> tuple[Function, ...]:
-        """Functions that no turn needs, now and then."""
+    def idle_functions(
+        self, effort: str, unlike: frozenset[str] = frozenset()
+    ) -> tuple[tuple[Function, ...], list[Turn]]:
+        """Functions that the present turn does not need, now and then, none with a word of `unlike` in its name; and
+        at times an earlier turn that called one."""
         if self.rng.random() > 0.35:
-            return ()
+            return (), []
         toolbox = Toolbox(self.rng, self.lexicon, self.evaluation)
-        return (toolbox.everyday if self.rng.random() < 0.8 else toolbox.about_noun)("low")[1]
+        past, functions = (toolbox.everyday if self.rng.random() < 0.8 else toolbox.about_noun)(effort)
+        if any(f.name in unlike or not unlike.isdisjoint(f.name.split("_")) for f in functions):
+            return (), []
+        return functions, [past] if self.rng.random() < 0.35 else []
 
     def small_turn(self, effort: str) -> Turn:
         """A turn that needs no section of the developer message."""
@@ -157,10 +165,17 @@ class Source:
         elif task == "json":
             turn, response_format = Structured(rng, lexicon, self.evaluation).draw(effort, kind)
             history = [] if rng.random() < 0.8 else None
-        elif task == "recall":
-            turn, history = self.recall(effort)
-        elif task == "retrieval":
-            turn, history = self.retrieval(effort, longest)
+        elif task in ("telling", "recall", "retrieval"):
+            fact = Facts(rng, lexicon, self.evaluation)
+            if task == "telling":
+                turn = fact.telling(effort)
+            elif task == "recall":
+                turn, history = self.recall(effort, fact)
+            else:
+                turn, history = self.retrieval(effort, longest)
+            functions, calls = self.idle_functions(effort, frozenset(f"{turn.user} {turn.final}".lower().split()))
+            history = self.history(effort, functions) if history is None else history
+            history[:0] = calls
         else:
             turn = {
                 "arithmetic": lambda: arithmetic.turn(rng, effort, self.evaluation),
@@ -169,11 +184,12 @@ class Source:
                 "repeat": lambda: chat.repeat(rng, lexicon, effort, self.evaluation),
             }[task]()
             own = task == "arithmetic"  # a function might do it: offer only functions about nouns
-            functions = self.idle_functions() if not own or rng.random() < 0.5 else ()
-            if own and any(f.name in SUMS or f.name.endswith("_numbers") for f in functions):
-                functions = ()
-            if task == "beyond" and any(f.name in NAMES_ASKED_FOR for f in functions):
-                functions = ()
+            unlike = SUMS if own else NAMES_ASKED_FOR if task == "beyond" else frozenset()
+            calls = []
+            if not own or rng.random() < 0.5:
+                functions, calls = self.idle_functions(effort, unlike)
+            if calls:
+                history = calls + (self.history(effort, functions) if rng.random() < 0.5 else [])
         setting = self.setting(effort, functions, response_format)
         if wish:
             text = f"{setting.instructions} {wish}".strip() if rng.random() < 0.5 else wish
@@ -197,10 +213,9 @@ class Source:
         marks = {"user": turn.user, "final": turn.final}
         return Example(task, effort, ids + prompt, answer, marks, tuple(taught))
 
-    def recall(self, effort: str) -> tuple[Turn, list[Turn]]:
+    def recall(self, effort: str, fact: Facts) -> tuple[Turn, list[Turn]]:
         """A fact told some turns ago, among other turns and other facts; sometimes never told."""
         rng = self.rng
-        fact = Facts(rng, self.lexicon, self.evaluation)
         others = [self.small_turn(effort) for _ in range(rng.choice((0, 0, 1, 1, 2, 3, 5)))]
         others = [turn for turn in others if fact.noun not in turn.user]
         if rng.random() < 0.2:
@@ -249,8 +264,8 @@ class Source:
         return prompt + answer[:kept], answer[end:]
 
 
-SUMS = ("add", "sum", "plus", "subtract", "minus", "difference", "multiply", "times", "product", "calculate",
-        "calculator", "evaluate", "compute", "calc")  # fmt: skip
+SUMS = frozenset(("add", "sum", "plus", "subtract", "minus", "difference", "multiply", "times", "product", "calculate",
+                  "calculator", "evaluate", "compute", "calc", "numbers"))  # fmt: skip
 
 
 def common_words(lexicon: Lexicon) -> Lexicon:
@@ -306,14 +321,23 @@ def survey(lexicon: Lexicon, examples: int = 12000, seed: int = 1) -> tuple[set[
     return trained, seen
 
 
-def batches(source: Source, known: Known, tokens_per_batch: int, longest: int) -> Iterator[Batch]:
+def task_weights(focus: tuple[str, ...] = ()) -> tuple[float, ...]:
+    """How often each task is drawn; those of `focus` make up half of the conversations, besides their own share."""
+    chosen = sum(weight for task, weight in zip(TASKS, WEIGHTS, strict=True) if task in focus)
+    factor = 1.0 + sum(WEIGHTS) / chosen if chosen else 1.0
+    return tuple(w * (factor if task in focus else 1.0) for task, w in zip(TASKS, WEIGHTS, strict=True))
+
+
+def batches(
+    source: Source, known: Known, tokens_per_batch: int, longest: int, focus: tuple[str, ...] = ()
+) -> Iterator[Batch]:
     """Batches for ever, each of one of LENGTHS; `longest` bounds the length."""
     table = np.full(VOCABULARY_ROWS, len(known.ids), dtype=np.uint16)
     table[np.array(known.ids)] = np.arange(len(known.ids), dtype=np.uint16)
     waiting: dict[int, list[Pair]] = {length: [] for length in LENGTHS}
-    rng = source.rng
+    rng, weights = source.rng, task_weights(focus)
     while True:
-        task = rng.choices(TASKS, WEIGHTS)[0]
+        task = rng.choices(TASKS, weights)[0]
         example = source.draw(task, rng.choice(EFFORTS), longest)
         size = len(example.prompt) + len(example.answer)
         length = next((each for each in LENGTHS if each >= size), None)

@@ -15,13 +15,14 @@ import multiprocessing as mp
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from training.checkpoint import known_ids, resume, save
-from training.data import LENGTHS, Source, batches, survey
+from training.data import LENGTHS, TASKS, Source, batches, survey
 from training.lexicon import Known, Lexicon
 from training.model import ToyGptOss
 from training.ranks import Ranks
@@ -30,10 +31,18 @@ from training.step import Stepper
 
 LONGEST = ((0.0, 640), (0.06, 1536), (0.12, 4096), (0.2, 8192))  # longest text by progress
 AHEAD = 4  # batches that may be waiting on the GPU
-PAUSED = 5.0  # an update that took more seconds was stopped from outside: the schedule waits for it
+PAUSED = 90.0  # an update that took more seconds was stopped from outside: the schedule waits for it
 
 
-def feed(lexicon: Lexicon, known: Known, seed: int, tokens: int, longest: Any, queue: Any) -> None:
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Tokens in a batch, and the tasks to draw more often."""
+
+    tokens: int
+    focus: tuple[str, ...] = ()
+
+
+def feed(lexicon: Lexicon, known: Known, draw: Draw, seed: int, longest: Any, queue: Any) -> None:
     """A worker's whole life: batches of the length that the trainer allows."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -41,7 +50,7 @@ def feed(lexicon: Lexicon, known: Known, seed: int, tokens: int, longest: Any, q
     parent = os.getppid()
     while True:
         now = int(longest.value)
-        for batch in batches(Source(lexicon, seed), known, tokens, now):
+        for batch in batches(Source(lexicon, seed), known, draw.tokens, now, draw.focus):
             queue.put(batch)
             if os.getppid() != parent:
                 return
@@ -106,9 +115,10 @@ def train(arguments: argparse.Namespace) -> None:
     context = mp.get_context("fork")
     lengths = tuple(length for length in LENGTHS if length <= arguments.longest)
     longest, queue = context.Value("i", min(LONGEST[0][1], arguments.longest)), context.Queue(maxsize=60)
-    work, seed = (lexicon, known), arguments.seed + 100 * ranks.rank
+    draw = Draw(arguments.tokens, tuple(arguments.focus))
+    work, seed = (lexicon, known, draw), arguments.seed + 100 * ranks.rank
     workers = [
-        context.Process(target=feed, args=(*work, seed + i, arguments.tokens, longest, queue), daemon=True)
+        context.Process(target=feed, args=(*work, seed + i, longest, queue), daemon=True)
         for i in range(arguments.workers)
     ]
     for worker in workers:
@@ -125,7 +135,7 @@ def train(arguments: argparse.Namespace) -> None:
         print(f"parameters outside the vocabulary {size:,}; set up in {time.time() - began:.0f} s", flush=True)
     on_gpu = device.type == "cuda"
     stepper = Stepper(model, arguments.tokens, arguments.decay, on_gpu and not arguments.eager, ranks)
-    stepper.prepare(lengths, on_gpu and not (arguments.eager or arguments.no_compile))
+    stepper.prepare(lengths, not (arguments.eager or arguments.no_compile))
     print(f"rank {ranks.rank} ready after {time.time() - began:.0f} s, {len(stepper.captured)} graphs", flush=True)
     ranks.agreed(0.0, False)  # all are ready
 
@@ -189,6 +199,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=0, help="batches per update and GPU, instead of --targets")
     parser.add_argument("--longest", type=int, default=8192, help="tokens of the longest conversation")
     parser.add_argument("--workers", type=int, default=13)
+    parser.add_argument("--focus", nargs="*", choices=TASKS, default=[], help="tasks to draw half of the time")
     parser.add_argument("--survey", type=int, default=12000, help="conversations to look for words in")
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--adam", type=float, default=3e-3)
