@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A finished run."""
+    """A finished run. `failures` says what broke an engine, by its name; what it had measured before is there."""
 
     spec: BenchSpec
     ceiling: Ceiling
     measurements: tuple[Measurement, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -39,7 +40,7 @@ class Report:
             "spec": self.spec.to_dict() | {"folder": self.spec.folder and Path(self.spec.folder).name},
             "ceiling": asdict(self.ceiling),
             "measurements": [measurement.to_dict(self.ceiling) for measurement in self.measurements],
-        }
+        } | ({"failures": dict(self.failures)} if self.failures else {})
 
 
 def machine_record() -> dict[str, Any]:

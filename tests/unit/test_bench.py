@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +347,57 @@ def test_the_command_against_mlx_lm() -> None:
     data = json.loads(result.output.splitlines()[-1])
     assert [m["engine"] for m in data["measurements"]] == ["mlx-gptoss", "mlx-lm"]
     assert "times mlx-lm" in result.output
+
+
+@pytest.mark.usefixtures("quick_ceiling")
+def test_when_the_other_engine_fails_our_results_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(engine: str, spec: BenchSpec) -> Iterator[Measurement]:
+        yield measurement(engine, 0.01)
+        if engine != "mlx-gptoss":
+            raise GptOssError("mlx-lm cannot be measured; got ValueError: no")
+
+    monkeypatch.setattr("mlx_gptoss.bench.run.run_apart", apart)
+    monkeypatch.setattr("mlx_gptoss.bench.peer.check_peer", lambda: None)
+    png, output = tmp_path / "speed.png", tmp_path / "results.json"
+    result = invoke("--random", "tiny", "--vs", "mlx-lm", "--output", str(output), "--plot", str(png))
+    data = json.loads(result.stdout.splitlines()[-1])
+    assert [m["engine"] for m in data["measurements"]] == ["mlx-gptoss", "mlx-lm"]
+    assert data["failures"] == {"mlx-lm": "mlx-lm cannot be measured; got ValueError: no"}
+    assert json.loads(output.read_text()) == data
+    assert png.exists()
+    assert isinstance(result.exception, GptOssError)
+    assert "mlx-lm cannot be measured" in str(result.exception)
+
+
+@pytest.mark.usefixtures("quick_ceiling")
+def test_when_our_engine_fails_there_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(engine: str, spec: BenchSpec) -> Iterator[Measurement]:
+        raise GptOssError(f"{engine} broke")
+
+    monkeypatch.setattr("mlx_gptoss.bench.run.run_here", broken)
+    result = invoke("--random", "tiny")
+    assert "mlx-gptoss broke" in str(result.exception)
+    assert "measurements" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--prefill 999999999", "--prefill is longer than the model's context; expected at most 131072 tokens"),
+        ("--decode 128,200k", "--decode is longer than the model's context; expected at most 131072 tokens"),
+        ("--decode 16 --steps 131072", "--steps times --repeats below 131067"),
+    ],
+)
+def test_lengths_beyond_the_model_are_refused_at_once(arguments: str, said: str) -> None:
+    result = invoke("--random", "tiny", *arguments.split())
+    assert isinstance(result.exception, InvalidRequestError)
+    assert said in str(result.exception)
+    assert result.output == ""
+
+
+def test_a_decode_context_at_the_models_end_leaves_room_for_its_steps() -> None:
+    spec = spec_with(prefill=[], decode=[128 << 10])
+    assert [m.length for m in run_here("mlx-gptoss", spec)] == [(128 << 10) - 8]
 
 
 @pytest.mark.parametrize(
