@@ -83,6 +83,7 @@ def test_schema_holds_even_for_a_random_model(run: Run, model_folder: Path) -> N
         (["generate", "-m", "a/b/c", "hi"], b"", "not a model name"),
         (["generate", "-m", "20b", "-t", "-1", "hi"], b"", "temperature"),
         (["generate", "-m", "20b", "--schema", "{", "hi"], b"", "schema"),
+        (["generate", "-m", "20b", "--schema", "", "hi"], b"", "--schema is empty; expected a file, a JSON Schema"),
         (["rm", "20b", "--yes"], b"", "not on this machine"),
     ],
 )
