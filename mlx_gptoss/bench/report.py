@@ -83,7 +83,7 @@ def line(measurement: Measurement, ceiling: Ceiling) -> str:
     launches = str(m.launches) if m.launches else ""
     return (
         f"{m.engine:11}{m.phase:8}{m.length:>7}{m.batch:>6}{m.tokens_per_second:>9.4g}{read:>8}"
-        f"{flops:>9}{m.share(ceiling):>8.1%}{m.peak_bytes / 1e9:>6.2f} GB{launches:>9}{host:>9}{wait:>9}"
+        f"{flops:>9}{m.share(ceiling):>8.1%}{m.peak_bytes / 1e9:>6.2f} GB{launches:>9}{host:>9}{wait:>9}".rstrip()
     )
 
 

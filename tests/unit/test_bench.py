@@ -265,6 +265,7 @@ def test_what_the_other_engine_cannot_do_is_one_clear_error(capfd: pytest.Captur
 def test_columns_never_touch() -> None:
     slow = Measurement("mlx-gptoss", "stock", "prefill", 131_072, 1, 20.57, 20.57, 20.57, 829_984, 1e6, 10**9)
     assert line(slow, CEILING).split()[:6] == ["mlx-gptoss", "prefill", "131072", "1", "6372", "<0.001"]
+    assert line(slow, CEILING).endswith("GB")
 
 
 def test_the_record_knows_the_memory_of_this_machine() -> None:
