@@ -1,13 +1,13 @@
 """Ollama's Python client against `mlx-gptoss serve`: thinking, a stream, and a Python function as a tool.
 
-pip install ollama; mlx-gptoss serve --model demo; python examples/ollama_client.py
+pip install ollama; mlx-gptoss serve --model demo; python examples/ollama_client.py [MODEL [ADDRESS]]
 """
 
 from __future__ import annotations
 
 import sys
 
-from ollama import Client
+from ollama import Client, ResponseError
 
 
 def get_weather(city: str) -> str:
@@ -20,8 +20,17 @@ def get_weather(city: str) -> str:
 
 
 def main() -> None:
-    model = sys.argv[1] if len(sys.argv) > 1 else "demo"
-    client = Client("http://127.0.0.1:11434")
+    model, address = (*sys.argv[1:3], *("demo", "http://127.0.0.1:11434")[len(sys.argv) - 1 :])
+    try:
+        converse(model, address)
+    except ResponseError as error:
+        sys.exit(f"the server refused: {error}")
+    except ConnectionError:
+        sys.exit(f"no server answers at {address}; start `mlx-gptoss serve`, or give MODEL and its ADDRESS")
+
+
+def converse(model: str, address: str) -> None:
+    client = Client(address)
     question = {"role": "user", "content": "What is the weather in Paris?"}
     first = client.chat(model, [question], tools=[get_weather], think="low", options={"temperature": 0})
     results = [

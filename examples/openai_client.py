@@ -1,13 +1,13 @@
 """OpenAI's Python client against `mlx-gptoss serve`: a stream with reasoning, then an answer as an object.
 
-pip install openai; mlx-gptoss serve --model demo; python examples/openai_client.py
+pip install openai; mlx-gptoss serve --model demo; python examples/openai_client.py [MODEL [ADDRESS]]
 """
 
 from __future__ import annotations
 
 import sys
 
-from openai import OpenAI
+from openai import APIConnectionError, APIStatusError, OpenAI
 from pydantic import BaseModel
 
 
@@ -17,8 +17,17 @@ class Person(BaseModel):
 
 
 def main() -> None:
-    model = sys.argv[1] if len(sys.argv) > 1 else "demo"
-    client = OpenAI(base_url="http://127.0.0.1:11434/v1", api_key="unused")
+    model, address = (*sys.argv[1:3], *("demo", "http://127.0.0.1:11434")[len(sys.argv) - 1 :])
+    try:
+        converse(model, address)
+    except APIStatusError as error:
+        sys.exit(f"the server refused: {error}")
+    except APIConnectionError:
+        sys.exit(f"no server answers at {address}; start `mlx-gptoss serve`, or give MODEL and its ADDRESS")
+
+
+def converse(model: str, address: str) -> None:
+    client = OpenAI(base_url=f"{address}/v1", api_key="unused")
     stream = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": "What is 17 + 25?"}], temperature=0, stream=True
     )

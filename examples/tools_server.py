@@ -2,7 +2,7 @@
 
 The server keeps the conversation: each step sends only what is new, and prefills only that.
 
-mlx-gptoss serve --model demo; python examples/tools_server.py
+mlx-gptoss serve --model demo; python examples/tools_server.py [MODEL [ADDRESS]]
 """
 
 from __future__ import annotations
@@ -32,9 +32,18 @@ def get_weather(city: str) -> str:
 
 
 def main() -> None:
-    model = sys.argv[1] if len(sys.argv) > 1 else "demo"
+    model, address = (*sys.argv[1:3], *("demo", "http://127.0.0.1:11434")[len(sys.argv) - 1 :])
+    try:
+        converse(model, address)
+    except httpx.HTTPStatusError as error:
+        sys.exit(f"the server refused: {error.response.text}")
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        sys.exit(f"no server answers at {address} ({error}); start `mlx-gptoss serve`, or give MODEL and its ADDRESS")
+
+
+def converse(model: str, address: str) -> None:
     asked: dict[str, Any] = {"input": "What is the weather in Paris?"}
-    with httpx.Client(base_url="http://127.0.0.1:11434", timeout=600) as client:
+    with httpx.Client(base_url=address, timeout=600) as client:
         while True:
             answer = client.post("/v1/responses", json={"model": model, "tools": [WEATHER], "temperature": 0, **asked})
             response = answer.raise_for_status().json()

@@ -20,7 +20,7 @@ from mlx_gptoss.messages import (
     ToolMessage,
     UserMessage,
 )
-from mlx_gptoss.request_check import as_tuple, check_message
+from mlx_gptoss.request_check import as_tuple, check_message, check_request
 from mlx_gptoss.stream import Completion, Stream
 
 Turn: TypeAlias = str | Message | Sequence[Message]
@@ -45,7 +45,7 @@ class Chat:
         self._messages: list[Message] = [] if system is None else [SystemMessage(system)]
         self._messages += messages
         self._lock = threading.Lock()
-        as_request([UserMessage("")], options)  # a bad option is reported here, not at the first turn
+        check_request(as_request([UserMessage("")], options))  # a bad option is reported here, not at the first turn
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -69,10 +69,10 @@ class GptOss:
     ) -> GptOss:
         """Loads a model by name ("demo", "20b", a hub id) or folder; None is the default model.
 
-        A checkpoint is converted on first use; nothing is downloaded. `context` bounds prompt and answer in tokens;
-        left out, it is what memory allows. Other keywords are EngineOptions'. What cannot fit into `machine` (this
-        one) is refused before anything is read. Raises ModelNotFoundError, CheckpointError, ConfigError and
-        InsufficientMemoryError.
+        A checkpoint is converted on first use; nothing is downloaded. `context` bounds prompt and answer in tokens (as
+        the model itself does); left out, it is what memory allows. Other keywords are EngineOptions'. What cannot fit
+        into `machine` (this one) is refused before anything is read. Raises ModelNotFoundError, CheckpointError,
+        ConfigError and InsufficientMemoryError.
         """
         from mlx_gptoss.names import looks_like_path, resolve_model
 

@@ -46,6 +46,9 @@ _DTYPES: dict[str, mx.Dtype] = {
 def load_model(folder: str | Path, dtype: DtypeName = "bfloat16") -> GptOssModel:
     """Loads a model folder made by `mlx-gptoss convert`.
 
+    The model checks token ids that come as lists. An mx.array of ids is not looked at: one out of range gives logits
+    that mean nothing, NaN, or a crash (see GptOssModel).
+
     `dtype` is that of activations, caches and unquantised weights: "bfloat16", or "float32" for checking. Raises
     ConfigError for a config that is not a valid gpt-oss, CheckpointError for weights that are missing, truncated,
     mistyped or corrupt (naming tensor and file), InvalidRequestError for another dtype.

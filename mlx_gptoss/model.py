@@ -30,8 +30,10 @@ class GptOssModel:
     """A gpt-oss model.
 
     `weights` may be in any format; `dtype` (bfloat16, or float32 for checking) is that of activations and caches.
-    Token ids must lie in [0, vocab_size): ids given as lists are checked, ids given as arrays are the caller's
-    promise. Not safe to use from several threads at once.
+    Token ids must lie in [0, vocab_size). Ids given as lists are checked; an mx.array of ids is the caller's promise,
+    since a look at it would evaluate it and end a trace. An id out of range then raises nothing: the embedding is read
+    where no row is, for logits that mean nothing (-1 may be the last row), NaN, or the end of the process.
+    Not safe to use from several threads at once.
     """
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, dtype: mx.Dtype = mx.bfloat16) -> None:
@@ -61,7 +63,8 @@ class GptOssModel:
     def __call__(self, token_ids: TokenIds, cache: SequenceCache | None = None) -> mx.array:
         """Logits float32 [B, L, vocab] of token_ids [B, L], which follow what `cache` holds and are added to it.
 
-        Padding ids (from 200,014 on) have logit -inf. Lazy up to 2,048 positions, evaluated in pieces beyond.
+        Ids in lists are checked, those in an mx.array are not (see the class). Padding ids (from 200,014 on) have logit
+        -inf. Lazy up to 2,048 positions, evaluated in pieces beyond.
         Raises InvalidRequestError (shape, ids, cache) and ContextOverflowError.
         """
         ids = self._check_ids(token_ids)

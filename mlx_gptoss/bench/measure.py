@@ -13,19 +13,48 @@ from mlx_gptoss.bench.cost import prompt_bytes, prompt_flops, step_bytes
 from mlx_gptoss.bench.launches import count_launches
 from mlx_gptoss.bench.spec import BenchSpec, Measurement
 from mlx_gptoss.bench.subject import Subject, random_ids
+from mlx_gptoss.errors import InvalidRequestError
 
 WARM_STEPS = 3
 
 
 def measure(subject: Subject, spec: BenchSpec) -> Iterator[Measurement]:
-    """Everything the spec asks for, one measurement at a time as it is finished."""
+    """Everything the spec asks for, one measurement at a time as it is finished. Raises as `check_lengths` does."""
     limit = subject.config.max_position_embeddings
+    check_lengths(spec, limit)
     for length in spec.prefill:
-        yield measure_prefill(subject, min(length, limit), spec)
+        yield measure_prefill(subject, length, spec)
     for context in spec.decode:
         for batch in spec.batch:
-            room = WARM_STEPS + spec.steps * spec.repeats + 2
-            yield measure_decode(subject, min(context, limit - room), batch, spec)
+            yield measure_decode(subject, min(context, limit - _room(spec)), batch, spec)
+
+
+def check_lengths(spec: BenchSpec, limit: int) -> None:
+    """Raises InvalidRequestError for lengths beyond the `limit` of a model's context.
+
+    A decode context near the limit is none: it begins as far before it as the steps need, and its line says where.
+    """
+    for name, lengths in (("prefill", spec.prefill), ("decode", spec.decode)):
+        if max(lengths, default=0) > limit:
+            raise InvalidRequestError(
+                f"--{name} is longer than the model's context",
+                param=name,
+                expected=f"at most {limit} tokens",
+                got=str(max(lengths)),
+                hint="Give shorter lengths.",
+            )
+    if spec.decode and _room(spec) >= limit:
+        raise InvalidRequestError(
+            "the decode steps do not fit into the model's context",
+            param="steps",
+            expected=f"--steps times --repeats below {limit - _room(spec) + spec.steps * spec.repeats}",
+            got=str(spec.steps * spec.repeats),
+        )
+
+
+def _room(spec: BenchSpec) -> int:
+    """Positions that a decode measurement goes on for."""
+    return WARM_STEPS + spec.steps * spec.repeats + 2
 
 
 def measure_prefill(subject: Subject, length: int, spec: BenchSpec) -> Measurement:
@@ -57,7 +86,7 @@ def measure_prefill(subject: Subject, length: int, spec: BenchSpec) -> Measureme
 
 def measure_decode(subject: Subject, context: int, batch: int, spec: BenchSpec) -> Measurement:
     """Median seconds of a step at `context`, each step given out before the token before it is read."""
-    step = subject.decoder(context, batch, WARM_STEPS + spec.steps * spec.repeats + 2)
+    step = subject.decoder(context, batch, _room(spec))
     tokens = random_ids(subject.config, (batch,), spec.seed)
     mx.reset_peak_memory()
     tokens = _run(step, tokens, WARM_STEPS)[0]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A finished run."""
+    """A finished run. `failures` says what broke an engine, by its name; what it had measured before is there."""
 
     spec: BenchSpec
     ceiling: Ceiling
     measurements: tuple[Measurement, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -39,7 +40,7 @@ class Report:
             "spec": self.spec.to_dict() | {"folder": self.spec.folder and Path(self.spec.folder).name},
             "ceiling": asdict(self.ceiling),
             "measurements": [measurement.to_dict(self.ceiling) for measurement in self.measurements],
-        }
+        } | ({"failures": dict(self.failures)} if self.failures else {})
 
 
 def machine_record() -> dict[str, Any]:
@@ -82,7 +83,7 @@ def line(measurement: Measurement, ceiling: Ceiling) -> str:
     launches = str(m.launches) if m.launches else ""
     return (
         f"{m.engine:11}{m.phase:8}{m.length:>7}{m.batch:>6}{m.tokens_per_second:>9.4g}{read:>8}"
-        f"{flops:>9}{m.share(ceiling):>8.1%}{m.peak_bytes / 1e9:>6.2f} GB{launches:>9}{host:>9}{wait:>9}"
+        f"{flops:>9}{m.share(ceiling):>8.1%}{m.peak_bytes / 1e9:>6.2f} GB{launches:>9}{host:>9}{wait:>9}".rstrip()
     )
 
 

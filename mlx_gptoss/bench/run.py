@@ -8,6 +8,7 @@ from mlx_gptoss.bench.ceiling import measure_ceiling
 from mlx_gptoss.bench.report import HEADER, Report, ceiling_line, line, machine_record, model_label, ratios
 from mlx_gptoss.bench.spec import BenchSpec, Ceiling, EngineName, Measurement
 from mlx_gptoss.bench.worker import run_apart, run_here
+from mlx_gptoss.errors import GptOssError
 
 
 def run(
@@ -19,7 +20,8 @@ def run(
 ) -> Report:
     """Measures our model, and those it is set `against`, each then in a process of its own. `say` gets the lines.
 
-    Raises what loading a model raises. Whether it fits is for the caller to check before (plan.guard).
+    Raises what loading our model raises. What breaks another engine is in the report, with all that was measured
+    before. Whether a model fits is for the caller to check before (plan.guard).
     """
     machine = machine_record()
     say(f"{machine['device']}, mlx {machine['mlx']}, mlx-gptoss {machine['mlx_gptoss']}: {model_label(spec)}")
@@ -28,10 +30,16 @@ def run(
     say(HEADER)
     measurements: list[Measurement] = []
     engines: list[EngineName] = ["mlx-gptoss", *against]
+    failures: dict[str, str] = {}
     for engine in engines:
-        for measurement in run_apart(engine, spec) if against else run_here(engine, spec):
-            measurements.append(measurement)
-            say(line(measurement, ceiling))
+        try:
+            for measurement in run_apart(engine, spec) if against else run_here(engine, spec):
+                measurements.append(measurement)
+                say(line(measurement, ceiling))
+        except GptOssError as error:
+            if engine == "mlx-gptoss":
+                raise
+            failures[engine] = str(error)
     for ratio in ratios(measurements):
         say(ratio)
-    return Report(spec, ceiling, tuple(measurements))
+    return Report(spec, ceiling, tuple(measurements), failures)

@@ -82,9 +82,10 @@ class Measurement:
     """One line of a report.
 
     `seconds` is the median of a decode step, or of a whole prompt, `fastest` and `slowest` the extremes; `bytes` what
-    one of them has to read at least, `flops` its arithmetic. `host_seconds` is what the host worked on a step before it
-    could wait for the device, `wait_seconds` what it then waited (decode only). `launches` counts the operations of
-    a decode step's graph that are no views, 0 where it was not traced. `peak_bytes` is the allocator's peak.
+    one of them has to read at least, `flops` the arithmetic it takes at least (see bench.cost). `host_seconds` is what
+    the host worked on a step before it could wait for the device, `wait_seconds` what it then waited (decode only).
+    `launches` counts the operations of a decode step's graph that are no views, 0 where it was not traced. `peak_bytes`
+    is the allocator's peak.
     """
 
     engine: EngineName

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_gptoss.cli.options import check_writable
-from mlx_gptoss.errors import InvalidRequestError
+from mlx_gptoss.errors import GptOssError, InvalidRequestError
 
 if TYPE_CHECKING:
     from mlx_gptoss.bench.spec import BenchSpec
@@ -110,7 +110,7 @@ def bench(
         repeats=repeats,
         seed=seed,
     )
-    _check_memory(spec)
+    _check_room(spec)
     others: list[EngineName] = ["engine"] if engine else []
     others += ["mlx-lm"] if against else []
     report = run(spec, against=others, say=click.echo)
@@ -122,6 +122,9 @@ def bench(
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
     click.echo(text)
+    if report.failures:
+        # The results are out; the exit code still says that the comparison asked for is not in them.
+        raise GptOssError("; ".join(report.failures.values()), hint="What was measured before is in the results above.")
 
 
 def _folder(model: str | None) -> str:
@@ -130,14 +133,16 @@ def _folder(model: str | None) -> str:
     return str(resolve_model(model))
 
 
-def _check_memory(spec: BenchSpec) -> None:
-    """Refuses, before anything is made, what cannot fit."""
+def _check_room(spec: BenchSpec) -> None:
+    """Refuses, before anything is made, what cannot fit into the model's context or into memory."""
+    from mlx_gptoss.bench.measure import check_lengths
     from mlx_gptoss.bench.subject import config_of
     from mlx_gptoss.plan.footprint import footprint
     from mlx_gptoss.plan.guard import check_fits, folder_bytes
     from mlx_gptoss.plan.machine import this_machine
 
     config = config_of(spec)
+    check_lengths(spec, config.max_position_embeddings)
     weights = folder_bytes(Path(spec.folder)) if spec.folder is not None else footprint(config, spec.precisions).total
     longest = max((*spec.decode, *spec.prefill))
     context = min(longest + spec.steps * spec.repeats, config.max_position_embeddings)

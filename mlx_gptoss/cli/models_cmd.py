@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from mlx_gptoss.cli.tables import wide_console
+from mlx_gptoss.errors import GptOssError, InvalidRequestError
 from mlx_gptoss.names import resolve_model
 from mlx_gptoss.registry import Registry
 
@@ -68,7 +69,21 @@ def remove(model: str, yes: bool) -> None:
     registry = Registry()
     if registry.alias(model) is None:
         found = registry.find(model)
-        if not yes:
-            click.confirm(f"Delete {found.name} ({found.size_bytes / 1e9:.2f} GB)?", abort=True)
+        if not yes and not _agreed(f"Delete {found.name} ({found.size_bytes / 1e9:.2f} GB)?"):
+            raise GptOssError(f"{found.name} was not deleted")
     freed = registry.remove(model)
     click.echo(f"freed {freed / 1e9:.2f} GB")
+
+
+def _agreed(question: str) -> bool:
+    """The answer to a question. Raises InvalidRequestError when standard input ends without one."""
+    try:
+        return click.confirm(question)
+    except click.Abort as error:
+        # click says the same of Ctrl-C, which is an interruption.
+        if not isinstance(error.__context__, EOFError):
+            raise
+        click.echo(err=True)
+        raise InvalidRequestError(
+            "nothing was deleted: standard input gave no answer", param="yes", hint="Add -y to delete without one."
+        ) from None

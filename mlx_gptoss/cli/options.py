@@ -94,6 +94,8 @@ def response_format_from(schema: str | None) -> ResponseFormat:
         return ResponseFormat()
     if schema == "json":
         return ResponseFormat(kind="json_object")
+    if not schema.strip():
+        raise SchemaError("--schema is empty", expected="a file, a JSON Schema, or the word json")
     inline = schema.lstrip().startswith("{")
     text = schema if inline else read_text(schema)
     try:

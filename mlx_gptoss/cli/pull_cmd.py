@@ -10,6 +10,7 @@ import click
 
 from mlx_gptoss.cli.progress import byte_progress
 from mlx_gptoss.convert.ollama import find_ollama_model
+from mlx_gptoss.folder import read_manifest
 from mlx_gptoss.hub import PullProgress, RemoteModel
 from mlx_gptoss.hub import pull as pull_model
 from mlx_gptoss.names import DEMO, convert_source, resolve_model
@@ -29,7 +30,8 @@ from mlx_gptoss.registry import Registry, canonical_name
     "choice",
     type=click.Choice(list(CHOICES)),
     default=None,
-    help="Precision of all but the experts, by machine. Default: as released.",
+    help="Precision of all but the experts, by machine; another one than is here is downloaded again. Default: what is "
+    "here, else as released.",
 )
 @click.option("--force", is_flag=True, help="Download even what will not fit in this machine's memory.")
 def pull(
@@ -73,8 +75,24 @@ def pull(
             precision=precision_of(choice),
         )
     click.echo(str(folder))
+    if choice is None:
+        say_precision(name, folder)
     if sys.stdout.isatty():
         click.echo(f"Ready: mlx-gptoss generate --model {name} 'Hello'", err=True)
+
+
+def say_precision(name: str, folder: Path) -> None:
+    """Says so on stderr when a model that was asked for as released is here as an earlier pull stored it instead."""
+    chosen = read_manifest(folder).precision
+    stored = {part: chosen.get(part, "source") for part in ("attention", "embedding", "head")}
+    if all(precision in ("source", "bf16") for precision in stored.values()):
+        return
+    parts = ", ".join(f"{part} {precision}" for part, precision in stored.items())
+    click.echo(
+        f"It was here already, with {parts}, as it was asked for before. "
+        f"`mlx-gptoss pull {name} --for max-quality` downloads it again and stores them in bf16.",
+        err=True,
+    )
 
 
 def take_from_ollama(name: str, registry: Registry, precision: dict[str, str] | None = None) -> Path:

@@ -38,7 +38,13 @@ def parse_duration(text: str) -> float:
 @click.option(
     "--max-loaded", type=click.IntRange(min=1), default=1, show_default=True, help="Models in memory at once."
 )
-@click.option("-c", "--context", type=click.IntRange(min=16), default=None, help="Longest conversation in tokens.")
+@click.option(
+    "-c",
+    "--context",
+    type=click.IntRange(min=16),
+    default=None,
+    help="Most tokens of a conversation, where a model has as many.",
+)
 @click.option("--backend", type=click.Choice(["auto", "stock", "metal", "cuda"]), default="auto", show_default=True)
 @click.option("--parallel", type=click.IntRange(min=1), default=8, show_default=True, help="Requests decoded together.")
 @click.option("--queue", type=click.IntRange(min=0), default=64, show_default=True, help="Requests that may wait.")

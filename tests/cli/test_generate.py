@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_gptoss.config import ModelConfig
 from tests.cli.conftest import Run
 
 
@@ -82,6 +83,7 @@ def test_schema_holds_even_for_a_random_model(run: Run, model_folder: Path) -> N
         (["generate", "-m", "a/b/c", "hi"], b"", "not a model name"),
         (["generate", "-m", "20b", "-t", "-1", "hi"], b"", "temperature"),
         (["generate", "-m", "20b", "--schema", "{", "hi"], b"", "schema"),
+        (["generate", "-m", "20b", "--schema", "", "hi"], b"", "--schema is empty; expected a file, a JSON Schema"),
         (["rm", "20b", "--yes"], b"", "not on this machine"),
     ],
 )
@@ -90,6 +92,16 @@ def test_bad_input_is_one_line(run: Run, arguments: list[str], stdin: bytes, par
     assert done.returncode == 1
     assert done.stdout == b""
     one_line(done.stderr, part)
+
+
+@pytest.mark.parametrize("command", [("generate", "hi"), ("chat",)])
+def test_a_context_longer_than_the_models_is_refused(run: Run, model_folder: Path, command: tuple[str, ...]) -> None:
+    most = ModelConfig.from_file(model_folder).max_position_embeddings
+    done = run(command[0], "-m", str(model_folder), "-c", str(most + 1), *command[1:])
+    assert done.returncode == 1
+    one_line(done.stderr, f"--context is longer than the model's own; expected at most {most} tokens")
+    at_most = run("generate", "-m", str(model_folder), "-c", str(most), "-n", "1", "--json", "hi")
+    assert at_most.returncode == 0, at_most.stderr
 
 
 def test_a_prompt_longer_than_the_context(run: Run, model_folder: Path) -> None:

@@ -36,7 +36,12 @@ def test_list_show_remove(run: Run, installed: Path) -> None:
     assert b"layers.0.qkv.weight" in run("show", NAME, "--tensors").stdout
     assert run("verify", NAME).returncode == 0
     asked = run("rm", NAME, stdin=b"n\n")
-    assert asked.returncode != 0
+    assert asked.returncode == 1
+    assert b"was not deleted" in asked.stderr
+    unasked = run("rm", NAME, stdin=b"")
+    assert unasked.returncode == 1
+    assert b"Add -y" in unasked.stderr
+    assert b"interrupted" not in unasked.stderr
     assert installed.exists()
     assert run("rm", NAME, "--yes").returncode == 0
     assert not installed.exists()
@@ -56,6 +61,20 @@ def test_pull_from_a_hub_then_generate_without_a_name(run: Run, model_folder: Pa
     assert pulled.returncode == 0, pulled.stderr
     done = run("generate", "-n", "2", "--json", "hi")
     assert json.loads(done.stdout)["usage"]["completion_tokens"] == 2
+
+
+def test_a_pull_says_when_another_precision_is_here_already(run: Run, model_folder: Path, home: Path) -> None:
+    with fake_hub() as hub:
+        hub.repositories[NAME] = model_folder.parent / "source"
+        said = [
+            run("pull", NAME, *arguments, HF_ENDPOINT=hub.endpoint)
+            for arguments in ((), ("--for", "24gb"), (), ("--for", "max-quality"), ())
+        ]
+    assert [done.returncode for done in said] == [0] * 5
+    assert [b"here already" in done.stderr for done in said] == [False, False, True, False, False]
+    assert b"attention q8, embedding q8, head q8" in said[2].stderr
+    assert f"mlx-gptoss pull {NAME} --for max-quality".encode() in said[2].stderr
+    assert read_manifest(Registry(home).find(NAME).path).format_of("head").format == "bf16"
 
 
 def test_pull_without_a_network_is_one_line(run: Run) -> None:

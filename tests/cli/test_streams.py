@@ -113,4 +113,5 @@ def test_tables_are_never_cut(run: Run, model_folder: Path) -> None:
         done = run(*command, COLUMNS="20")
         assert done.returncode == 0
         assert "…" not in done.stdout.decode()
+        assert not [line for line in done.stdout.decode().splitlines() if line != line.rstrip()]
     assert "/models/local-source-" in run("list", COLUMNS="20").stdout.decode()

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_gptoss.bench.ceiling import measure_ceiling
-from mlx_gptoss.bench.cost import StoredBytes, prompt_flops, step_bytes
+from mlx_gptoss.bench.cost import StoredBytes, prompt_bytes, prompt_flops, step_bytes
 from mlx_gptoss.bench.launches import VIEWS, count_launches
 from mlx_gptoss.bench.measure import measure
 from mlx_gptoss.bench.peer import peer_installed
@@ -31,7 +31,7 @@ from mlx_gptoss.fused import FusedModel
 from mlx_gptoss.kernels.backend import MetalBackend
 from mlx_gptoss.kernels.layout import dense_weight, picked_weight
 from mlx_gptoss.model import GptOssModel
-from mlx_gptoss.plan.footprint import Precisions, footprint, prefill_flops, token_bytes
+from mlx_gptoss.plan.footprint import Precisions, footprint, token_bytes
 from tests.tiny import write_model_folder
 
 QUICK = BenchSpec(random="tiny", prefill=(24,), decode=(16,), steps=3, repeats=1)
@@ -86,7 +86,40 @@ def test_bytes_of_a_step_agree_with_the_planner() -> None:
         assert step_bytes(config, stored, context, batch) == pytest.approx(
             token_bytes(config, Precisions(), context, batch), rel=2e-2
         )
-    assert prompt_flops(config, 300) == pytest.approx(300 * prefill_flops(config, 300))
+
+
+def test_flops_of_a_prompt_are_those_that_are_done() -> None:
+    """Every pair of a query and a key, and of the last layer what its keys, values and last position take."""
+    config = with_layers(config_of(QUICK), 3)
+    length, hidden, q, kv = 300, config.hidden_size, config.q_size, config.kv_size
+    experts = hidden * config.num_experts + config.experts_per_token * 3 * hidden * config.intermediate_size
+    whole = hidden * (q + 2 * kv) + q * hidden + experts
+    sliding = sum(min(position + 1, config.sliding_window) for position in range(length))
+    full = sum(position + 1 for position in range(length))
+    last = length * hidden * 2 * kv + 2 * hidden * q + experts + 2 * q * config.sliding_window
+    wanted = 2 * length * whole + 2 * q * (sliding + full) + last + hidden * config.used_vocab_size
+    assert prompt_flops(config, length) == 2 * wanted
+
+
+def test_the_last_layer_of_a_prompt_costs_its_keys_and_values() -> None:
+    """A full layer that comes last adds nothing that grows with the square of the length, nor all of its experts."""
+    one, two = (with_layers(config_of(QUICK), count) for count in (1, 2))
+    assert prompt_flops(two, 128 << 10) < 2.1 * prompt_flops(two, 64 << 10)
+    assert prompt_flops(one, 2000) < 2 * 2 * 2000 * one.hidden_size * 2 * one.kv_size
+    sizes = [StoredBytes(0, 800 * config.num_layers, 0) for config in (one, two)]
+    assert prompt_bytes(one, sizes[0], 10**6) == 800 * one.experts_per_token / one.num_experts
+    assert prompt_bytes(two, sizes[1], 10**6) == 800 + prompt_bytes(one, sizes[0], 10**6)
+
+
+@peer
+def test_mlx_lm_leaves_the_same_of_the_last_layer_out(tmp_path: Path) -> None:
+    """The states it evaluates between pieces of a prompt do not depend on the last layer's three expert products."""
+    subject = load_subject("mlx-lm", QUICK)
+    caches = subject.model.make_cache()  # type: ignore[attr-defined]  # the peer has one
+    subject.model(random_ids(subject.config, (1, 24), 0), cache=caches)  # type: ignore[attr-defined]  # as above
+    graph = tmp_path / "graph.dot"
+    mx.export_to_dot(str(graph), *(state for cache in caches for state in (cache.keys, cache.values)))
+    assert graph.read_text().count('"GatherQMM"') == 3 * (subject.config.num_layers - 1)
 
 
 @pytest.mark.parametrize("shape", ["20b", "120b"])
@@ -232,6 +265,7 @@ def test_what_the_other_engine_cannot_do_is_one_clear_error(capfd: pytest.Captur
 def test_columns_never_touch() -> None:
     slow = Measurement("mlx-gptoss", "stock", "prefill", 131_072, 1, 20.57, 20.57, 20.57, 829_984, 1e6, 10**9)
     assert line(slow, CEILING).split()[:6] == ["mlx-gptoss", "prefill", "131072", "1", "6372", "<0.001"]
+    assert line(slow, CEILING).endswith("GB")
 
 
 def test_the_record_knows_the_memory_of_this_machine() -> None:
@@ -314,6 +348,57 @@ def test_the_command_against_mlx_lm() -> None:
     data = json.loads(result.output.splitlines()[-1])
     assert [m["engine"] for m in data["measurements"]] == ["mlx-gptoss", "mlx-lm"]
     assert "times mlx-lm" in result.output
+
+
+@pytest.mark.usefixtures("quick_ceiling")
+def test_when_the_other_engine_fails_our_results_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(engine: str, spec: BenchSpec) -> Iterator[Measurement]:
+        yield measurement(engine, 0.01)
+        if engine != "mlx-gptoss":
+            raise GptOssError("mlx-lm cannot be measured; got ValueError: no")
+
+    monkeypatch.setattr("mlx_gptoss.bench.run.run_apart", apart)
+    monkeypatch.setattr("mlx_gptoss.bench.peer.check_peer", lambda: None)
+    png, output = tmp_path / "speed.png", tmp_path / "results.json"
+    result = invoke("--random", "tiny", "--vs", "mlx-lm", "--output", str(output), "--plot", str(png))
+    data = json.loads(result.stdout.splitlines()[-1])
+    assert [m["engine"] for m in data["measurements"]] == ["mlx-gptoss", "mlx-lm"]
+    assert data["failures"] == {"mlx-lm": "mlx-lm cannot be measured; got ValueError: no"}
+    assert json.loads(output.read_text()) == data
+    assert png.exists()
+    assert isinstance(result.exception, GptOssError)
+    assert "mlx-lm cannot be measured" in str(result.exception)
+
+
+@pytest.mark.usefixtures("quick_ceiling")
+def test_when_our_engine_fails_there_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(engine: str, spec: BenchSpec) -> Iterator[Measurement]:
+        raise GptOssError(f"{engine} broke")
+
+    monkeypatch.setattr("mlx_gptoss.bench.run.run_here", broken)
+    result = invoke("--random", "tiny")
+    assert "mlx-gptoss broke" in str(result.exception)
+    assert "measurements" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--prefill 999999999", "--prefill is longer than the model's context; expected at most 131072 tokens"),
+        ("--decode 128,200k", "--decode is longer than the model's context; expected at most 131072 tokens"),
+        ("--decode 16 --steps 131072", "--steps times --repeats below 131067"),
+    ],
+)
+def test_lengths_beyond_the_model_are_refused_at_once(arguments: str, said: str) -> None:
+    result = invoke("--random", "tiny", *arguments.split())
+    assert isinstance(result.exception, InvalidRequestError)
+    assert said in str(result.exception)
+    assert result.output == ""
+
+
+def test_a_decode_context_at_the_models_end_leaves_room_for_its_steps() -> None:
+    spec = spec_with(prefill=[], decode=[128 << 10])
+    assert [m.length for m in run_here("mlx-gptoss", spec)] == [(128 << 10) - 8]
 
 
 @pytest.mark.parametrize(

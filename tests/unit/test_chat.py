@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,16 @@ def test_a_refused_turn_leaves_the_conversation_as_it_was() -> None:
         assert chat.messages == ()
         with pytest.raises(InvalidRequestError):
             llm.chat(tempereture=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [({"effort": "zz"}, "effort"), ({"stop": [""]}, "stop"), ({"max_tokens": "many"}, "max_tokens")],
+)
+def test_a_bad_option_is_refused_when_the_chat_is_made(options: dict[str, Any], param: str) -> None:
+    with scripted(FIRST) as (llm, _), pytest.raises(InvalidRequestError) as caught:
+        llm.chat(**options)
+    assert caught.value.param == param
 
 
 def test_a_cut_off_answer_is_kept_as_far_as_its_text_goes() -> None:

@@ -67,6 +67,7 @@ def test_a_kernel_that_is_off_has_a_row_a_line_and_an_exit_code(with_kernels: li
     assert "1 of 2 on" in result.output
     assert "head is off: the kernel disagrees" in result.output
     row = next(line for line in result.output.splitlines() if line.startswith("router"))
+    assert all(line == line.rstrip() for line in result.output.splitlines())
     assert row.split() == ["router", "ok", "1.0e-06", "12.5", "800", "3.2"]
     assert with_kernels == [Shapes()]
 
