@@ -12,9 +12,9 @@ from mlx_gptoss.kernels.cuda import CudaBackend
 from mlx_gptoss.kernels.tuning import family_of
 
 _GRAPHS = {"MLX_MAX_OPS_PER_BUFFER": "60", "MLX_MAX_MB_PER_BUFFER": "1000000000"}
-"""MLX's CUDA build cuts its work into graphs. A few a decode step let the GPU start on the first while the host builds the
-rest; by bytes, as is MLX's default, there would be dozens. It reads these when a thread first uses the GPU; what the user
-has set stays."""
+"""MLX's CUDA build cuts its work into graphs. A few a decode step let the GPU start on the first while the host builds
+the rest; cut by bytes too, as is MLX's default, there would be dozens. It reads these when a thread first uses the GPU;
+what the user has set stays."""
 
 
 def default_backend() -> Backend:

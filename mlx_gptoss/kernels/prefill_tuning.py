@@ -14,7 +14,8 @@ class Tile:
     """A grouped product's tile: `rows` x `columns` by `simd_rows` x `simd_columns` simdgroups.
 
     An expert's last tile has as many of its `parts` (1, 2 or 4) as it needs. `subnormal`: the GPU multiplies subnormal
-    bfloats exactly, so that MXFP4 decodes in a few operations a pair (else through half and float)."""
+    bfloats exactly, so that MXFP4 decodes in a few operations a pair (else through half and float).
+    """
 
     rows: int
     columns: int
