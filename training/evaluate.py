@@ -114,15 +114,20 @@ def last_message(answer: list[int] | tuple[int, ...]) -> list[int]:
 
 
 def questions(
-    lexicon: Lexicon, count: int, long: tuple[int, ...], new_words: bool, seed: int = 7
+    lexicon: Lexicon,
+    count: int,
+    long: tuple[int, ...],
+    new_words: bool,
+    tasks: tuple[str, ...] = TASKS,
+    seed: int = 7,
 ) -> list[tuple[str, Example]]:
-    """Labelled held-out examples: every task at every effort, and retrieval by length. Sums are always ones that
+    """Labelled held-out examples: each of `tasks` at every effort, and retrieval by length. Sums are always ones that
     training never shows; with `new_words` so are all nouns and names, else they are those of training, newly combined.
     """
     source = Source(lexicon, seed, evaluation=True)
     if not new_words:
         source.lexicon = source.narrow = with_known_words(source.narrow)
-    asked = [(task, source.draw(task, effort, 1500)) for task in TASKS for effort in EFFORTS for _ in range(count)]
+    asked = [(task, source.draw(task, effort, 1500)) for task in tasks for effort in EFFORTS for _ in range(count)]
     for longest in long:
         found = 0
         while found < max(3, count):
@@ -216,6 +221,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--room", type=int, default=200_000, help="tokens in one batch")
     parser.add_argument("--wrong", type=int, default=30, help="wrong answers to show per temperature")
     parser.add_argument("--long", type=int, nargs="*", default=list(LONG))
@@ -235,7 +241,7 @@ def main() -> None:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     weights = {name: tensor.to(dtype) for name, tensor in fill(model, tensors).items()}
     generate = Generator(model, weights, ids, dtype)
-    asked = questions(lexicon, arguments.count, tuple(arguments.long), arguments.new_words)
+    asked = questions(lexicon, arguments.count, tuple(arguments.long), arguments.new_words, tuple(arguments.tasks))
     if arguments.kinds:
         asked = questions_by_kind(lexicon, arguments.count)
     print(f"{len(asked)} prompts; set up in {time.time() - began:.0f} s", flush=True)

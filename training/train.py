@@ -59,9 +59,9 @@ def feed(lexicon: Lexicon, known: Known, draw: Draw, seed: int, longest: Any, qu
         seed += 1000
 
 
-def rate_at(progress: float, step: int) -> float:
+def rate_at(progress: float, step: int, warm_up: int) -> float:
     """Share of the peak learning rate: a short warm-up, a plateau, a linear way down to nothing."""
-    return min(1.0, (step + 1) / 100) * min(1.0, max(0.0, 1.0 - progress) / 0.6)
+    return min(1.0, (step + 1) / warm_up) * min(1.0, max(0.0, 1.0 - progress) / 0.6)
 
 
 class Stop:
@@ -164,7 +164,7 @@ def train(arguments: argparse.Namespace) -> None:
                 marks[-1].record()
                 if len(marks) > AHEAD:
                     marks.pop(0).synchronize()
-        share = rate_at(progress, stepper.steps)
+        share = rate_at(progress, stepper.steps, arguments.warm_up)
         stepper.update(arguments.muon * share, arguments.adam * share)
         now, before = time.time(), now
         start += now - before if now - before > PAUSED else 0.0
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--adam", type=float, default=3e-3)
     parser.add_argument("--muon", type=float, default=0.02)
+    parser.add_argument("--warm-up", type=int, default=100, help="updates until the rates are at their peak")
     parser.add_argument("--decay", type=float, default=0.01)
     parser.add_argument("--every", type=float, default=10, help="seconds between lines of the log")
     parser.add_argument("--eager", action="store_true", help="neither compile nor capture graphs")
