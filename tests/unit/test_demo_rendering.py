@@ -64,9 +64,9 @@ def request(setting: Setting, messages: list[Message], functions: tuple[Function
 def test_plain_turns_after_history(lexicon: Lexicon, seed: int) -> None:
     source = Source(lexicon, seed)
     effort = EFFORTS[seed % 3]
-    functions = source.idle_functions()
+    functions, calls = source.idle_functions(effort)
     setting = Setting(DAY, effort, source.instructions() if seed % 2 else "", functions)
-    history = source.history(effort, functions, chance=0.9)
+    history = [*calls, *source.history(effort, functions, chance=0.9)]
     turn = source.small_turn(effort)
     ids = Renderer(lexicon).opening(setting)
     for past in history:
