@@ -40,6 +40,7 @@ from mlx_gptoss.plan.footprint import kv_bytes
 from mlx_gptoss.plan.planner import WORKSPACE_BYTES
 
 _JOIN_SECONDS = 30.0
+_LINGER_SECONDS = 20.0
 _IDLE_BUFFER_BYTES = 256 << 20
 
 
@@ -351,9 +352,9 @@ def _work(jobs: list[Callable[[], None]], done: threading.Event) -> None:
         jobs.pop()()
     finally:
         done.set()
-    if mx.cuda.is_available():
-        # MLX's CUDA build (0.32.4) has aborted processes in which a thread that used the GPU ended: this one stays.
-        threading.Event().wait()
+    # What MLX keeps for a thread goes when the thread ends, and aborts a process that ends at that moment: the thread
+    # stays a while. MLX's CUDA build (0.32.4) has aborted whenever a thread that used the GPU ended: there it stays.
+    threading.Event().wait(None if mx.cuda.is_available() else _LINGER_SECONDS)
 
 
 def _close_at_exit(engine: Engine) -> None:
