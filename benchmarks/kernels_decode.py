@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from mlx_gptoss.kernels.draw_twin import draw_twin
 from mlx_gptoss.kernels.draws import Draws
 from mlx_gptoss.kernels.layout import model_params, unpermute_activation
 from mlx_gptoss.kernels.tuning import Attention, Rows, Tuning, tuning_for
-from mlx_gptoss.weights import Experts, Linear
+from mlx_gptoss.weights import Experts, Linear, LinearFormat
 
 HIDDEN, INNER, HEADS, KV_HEADS, TOP_K, VOCAB, VALID = 2880, 2880, 64, 8, 4, 201_088, 200_014
 PARAMS = (1e-5, 7.0, 1.702)
@@ -102,7 +103,7 @@ def error_of(got: mx.array, want: mx.array) -> float:
     return float(np.abs(a[finite] - b[finite]).max() / max(1e-9, np.abs(b[finite]).max()))
 
 
-def random_linear(rows: int, columns: int, fmt: str) -> Linear:
+def random_linear(rows: int, columns: int, fmt: LinearFormat) -> Linear:
     weight = (mx.random.normal((rows, columns)) * columns**-0.5).astype(mx.bfloat16)
     bias = mx.random.normal((rows,)).astype(mx.bfloat16)
     if fmt == "bf16":
@@ -112,7 +113,7 @@ def random_linear(rows: int, columns: int, fmt: str) -> Linear:
         linear = Linear(packed, bias, scales, None, "mxfp8", 32)
     else:
         packed, scales, biases = mx.quantize(weight, group_size=64, bits=int(fmt[1:]))
-        linear = Linear(packed, bias, scales, biases, fmt, 64)  # type: ignore[arg-type]  # q8, q6 or q4
+        linear = Linear(packed, bias, scales, biases, fmt, 64)
     mx.eval(linear.weight, linear.scales, linear.biases, linear.bias)
     return linear
 
@@ -149,7 +150,7 @@ class Bench:
     tuning: Tuning
     stock: bool = True
 
-    def qkv(self, fmt: str, batch: int = 1) -> Timed:
+    def qkv(self, fmt: LinearFormat, batch: int = 1) -> Timed:
         rows = (HEADS + 2 * KV_HEADS) * 64
         weights = [random_linear(rows, HIDDEN, fmt) for _ in range(COPIES)]
         norm = mx.random.normal((HIDDEN,)).astype(mx.bfloat16)
@@ -173,7 +174,7 @@ class Bench:
             )
         return Timed("qkv_rope", f"{fmt} S={batch}", us, linear_bytes(weights[0]) / 1e6, error, stock)
 
-    def out(self, fmt: str, batch: int = 1) -> Timed:
+    def out(self, fmt: LinearFormat, batch: int = 1) -> Timed:
         weights = [random_linear(HIDDEN, HEADS * 64, fmt) for _ in range(COPIES)]
         a, x = mx.random.normal((batch, HEADS * 64)), mx.random.normal((batch, HIDDEN))
 
@@ -265,7 +266,7 @@ class Bench:
             stock = gpu_us(gathered, x)
         yield Timed("moe_down", f"E={count} S={batch}", us, each / 2, error, stock)
 
-    def head(self, fmt: str, batch: int = 1) -> Timed:
+    def head(self, fmt: LinearFormat, batch: int = 1) -> Timed:
         weight = random_linear(VOCAB, HIDDEN, fmt)
         norm, params = mx.random.normal((HIDDEN,)).astype(mx.bfloat16), model_params(*PARAMS)
         x = mx.random.normal((batch, HIDDEN))
@@ -368,25 +369,26 @@ class Bench:
 
 def cases(bench: Bench) -> Iterator[Callable[[], Timed]]:
     """Everything that is measured, both models."""
-    for fmt in ("bf16", "q8", "mxfp8", "q4"):
-        yield lambda fmt=fmt: bench.qkv(fmt)  # type: ignore[misc]  # bound now
-        yield lambda fmt=fmt: bench.out(fmt)  # type: ignore[misc]  # bound now
+    formats: tuple[LinearFormat, ...] = ("bf16", "q8", "mxfp8", "q4")
+    for fmt in formats:
+        yield partial(bench.qkv, fmt)
+        yield partial(bench.out, fmt)
     for parts in (2, 4, 8, 16, 32):
-        yield lambda parts=parts: bench.out_of_parts(parts, inside=True)  # type: ignore[misc]  # bound now
-        yield lambda parts=parts: bench.out_of_parts(parts, inside=False)  # type: ignore[misc]  # bound now
+        yield partial(bench.out_of_parts, parts, inside=True)
+        yield partial(bench.out_of_parts, parts, inside=False)
     for experts in (32, 128):
-        yield lambda experts=experts: bench.router(experts)  # type: ignore[misc]  # bound now
+        yield partial(bench.router, experts)
     yield bench.sliding
     for keys in (128, 1024, 8192, 32768, 131072):
-        yield lambda keys=keys: bench.full(keys)  # type: ignore[misc]  # bound now
-    for fmt in ("bf16", "q8"):
-        yield lambda fmt=fmt: bench.head(fmt)  # type: ignore[misc]  # bound now
+        yield partial(bench.full, keys)
+    for fmt in formats[:2]:
+        yield partial(bench.head, fmt)
     yield bench.top
     for top_p in (1.0, 0.9):
-        yield lambda top_p=top_p: bench.draw(top_p)  # type: ignore[misc]  # bound now
+        yield partial(bench.draw, top_p)
     for batch in (4, 8):
-        yield lambda batch=batch: bench.qkv("bf16", batch)  # type: ignore[misc]  # bound now
-        yield lambda batch=batch: bench.out("bf16", batch)  # type: ignore[misc]  # bound now
+        yield partial(bench.qkv, "bf16", batch)
+        yield partial(bench.out, "bf16", batch)
 
 
 def report(bench: Bench, ceiling: float) -> list[Timed]:

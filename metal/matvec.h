@@ -150,6 +150,13 @@ METAL_FUNC void load_step(
   }
 }
 
+// This lane's chunk in a step of COUNT chunks; where the last step has none for it, the last chunk of all.
+template <int COUNT>
+METAL_FUNC int lane_chunk(int step, uint lane) {
+  int c = step * 32 + int(lane);
+  return step * 32 + 32 <= COUNT ? c : metal::min(c, COUNT - 1);
+}
+
 // Step `u` of the block as zeros.
 template <int FORMAT, int R, int COUNT, typename Q>
 METAL_FUNC void clear_step(int u, thread Block<Q, COUNT>& block) {

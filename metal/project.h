@@ -1,7 +1,7 @@
 // A dense projection by a whole threadgroup: the activations are staged in threadgroup memory, permuted, a tile of K at
-// a time, while the first weights are on their way, and each simdgroup takes R rows. With NORM the RMS norm costs no pass of its own: the tile is multiplied by the
-// norm's weight on its way in, the squares are summed meanwhile, and 1 / rms, one number an activation, multiplies the
-// results.
+// a time, while the first weights are on their way (one normed activation that fits whole: before them), and each
+// simdgroup takes R rows. With NORM the RMS norm costs no pass of its own: the tile is multiplied by the norm's weight on
+// its way in, the squares are summed meanwhile, and 1 / rms, one number an activation, multiplies the results.
 #pragma once
 #include "matvec.h"
 
@@ -34,9 +34,7 @@ METAL_FUNC void matvec_stream(
 #pragma clang loop unroll(full)
   for (int step = 0; step < STEPS; ++step) {
     int u = step % UNROLL;
-    int c = step * 32 + int(lane);
-    multiply_step<FORMAT, R, 1, L>(
-        block, u, step * 32 + 32 <= COUNT ? c : metal::min(c, COUNT - 1), x, &offset, stride, lane, acc);
+    multiply_step<FORMAT, R, 1, L>(block, u, lane_chunk<COUNT>(step, lane), x, &offset, stride, lane, acc);
     int next = step + UNROLL;
     if (next < STEPS) {
       if (next * 32 + 32 > COUNT) {

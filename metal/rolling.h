@@ -20,9 +20,7 @@ METAL_FUNC void matvec_rolling(
   constexpr int COUNT = K / chunk_values(FORMAT);
 #pragma clang loop unroll(full)
   for (int u = 0; u < UNROLL; ++u) {
-    int c = u * 32 + int(lane);
-    c = u * 32 + 32 <= COUNT ? c : metal::min(c, COUNT - 1);
-    multiply_step<FORMAT, R, 1, L>(block, u, c, x, &offset, stride, lane, acc);
+    multiply_step<FORMAT, R, 1, L>(block, u, lane_chunk<COUNT>(u, lane), x, &offset, stride, lane, acc);
     if (more) {
       load_step<FORMAT, GROUP, K, R>(weight, scales, scales, next, 0, u * 32 + int(lane), COUNT, u, block);
     }

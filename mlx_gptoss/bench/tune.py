@@ -154,8 +154,8 @@ def check(subject: OurSubject, family: str, tuning: Tuning, context: int) -> boo
         # MLX reports what a compiler or a driver refuses as RuntimeError.
         return False
     used = subject.config.used_vocab_size
-    difference = mx.max(mx.abs(got[:, :used] - wanted[:, :used])).item()
-    return bool(difference <= TOLERANCE * mx.max(mx.abs(wanted[:, :used])).item())  # type: ignore[operator]  # floats
+    difference = mx.max(mx.abs(got[:, :used] - wanted[:, :used]))
+    return bool((difference <= TOLERANCE * mx.max(mx.abs(wanted[:, :used]))).item())
 
 
 def step_seconds(subject: OurSubject, family: str, tuning: Tuning, context: int) -> float:
