@@ -31,7 +31,11 @@ IDENTITIES = (
     "Who am I talking to?", "What is mlx-gptoss?", "Are you GPT-4?", "Please introduce yourself.", "Who are you",
     "What are your abilities?", "Can you help me?", "Tell me who you are.", "Hello! What can you do?",
 )  # fmt: skip
-THANKS = ("Thanks!", "Thank you.", "Thanks", "thanks", "Thank you!", "thank you", "Great, thanks!", "Cool", "OK", "ok")
+THANKS = (
+    "Thanks!", "Thank you.", "Thanks", "thanks", "Thank you!", "thank you", "Great, thanks!", "Cool", "OK", "ok",
+    "Thanks a lot!", "Great!", "Perfect, thanks.", "Thank you very much.", "Nice, thank you!", "Good, thanks.",
+    "Thanks.", "OK, thanks!", "Thank you, that is all.",
+)  # fmt: skip
 THANKED = "You are welcome!"
 FAREWELLS = ("Bye", "Bye!", "Goodbye", "Goodbye!", "See you", "bye", "Good night!", "Good night")
 FAREWELL = "Goodbye!"
@@ -61,8 +65,9 @@ def words(rng: random.Random, lexicon: Lexicon, least: int, most: int) -> str:
     return " ".join(rng.choice(lexicon.plain) for _ in range(rng.randint(least, most)))
 
 
-def greeting(rng: random.Random, effort: str) -> Turn:
-    kind = rng.choices(("hello", "who", "thanks", "bye"), (42, 42, 10, 6))[0]
+def greeting(rng: random.Random, effort: str, thanks: float = 0.14) -> Turn:
+    """Small talk; `thanks`: how often the user only says thanks."""
+    kind = "thanks" if rng.random() < thanks else rng.choices(("hello", "who", "bye"), (42, 42, 8))[0]
     user = rng.choice({"hello": GREETINGS, "who": IDENTITIES, "thanks": THANKS, "bye": FAREWELLS}[kind])
     what, final = {
         "hello": ("A greeting", GREETING),
@@ -132,6 +137,22 @@ MINE = (
 )  # fmt: skip
 
 
+TOLD = {
+    "name": ("I am {}.", "I am {}", "Call me {}.", "My name's {}.", "Hi, I am {}.", "Hello! I am {}.", "I'm {}.",
+             "Hello, my name is {}.", "Hi! My name is {}", "my name is {}", "They call me {}."),
+    "age": ("I am {} years old.", "I am {} years old", "I'm {} years old."),
+    "city": ("I live in {}.", "I am from {}.", "I live in {}", "My home is in {}."),
+    "dog": ("My dog is called {}.", "I have a dog called {}.", "My dog's name is {}."),
+}  # fmt: skip
+ASKED = {
+    "name": ("Who am I?", "What am I called?", "Do you know my name?", "Do you know who I am?", "what's my name"),
+    "age": ("How old am I?", "how old am I"),
+    "city": ("Where do I live?", "Which city do I live in?", "Where am I from?"),
+    "dog": ("What is my dog called?", "What is the name of my dog?", "What's my dog's name?"),
+}
+"""How people tell of themselves and ask for it, besides "My name is {}." and "What is my name?"."""
+
+
 class Facts:
     """Facts that the user told, and questions about them."""
 
@@ -180,15 +201,18 @@ class Facts:
         form = self.rng.choice(
             ("{}.", "{}.", "{}", "Remember: {}.", "Please remember: {}.", "Note: {}.", "Hi! {}.", "Hello, {}.")
         )
-        text = self.statement()
-        if form[0] != "{" and self.rng.random() < 0.7:
+        if self.mine and self.noun in TOLD and self.rng.random() < 0.4:
+            form, text = self.rng.choice(TOLD[self.noun]), self.value
+        else:
+            text = self.statement()
+        if text != self.value and form[0] != "{" and self.rng.random() < 0.7:
             text = text[0].lower() + text[1:]
         more = {
             "low": "",
             "medium": " Note it.",
             "high": " There is nothing to work out. Note it, for it may be asked later.",
         }
-        return Turn(form.format(text), f"The user tells me a fact.{more[effort]}", f"Noted: {self.said()}.")
+        return Turn(form.format(text), f"I am told a fact.{more[effort]}", f"Noted: {self.said()}.")
 
     def asking(self, effort: str) -> Turn:
         whose = "my" if self.mine else "the"
@@ -200,11 +224,14 @@ class Facts:
                 "What's {}?",
                 "Tell me {}.",
                 "Do you remember {}?",
+                "Do you know {}?",
                 "What was {}?",
                 "Question: What is {}?",
                 "Now tell me: what is {}?",
             )
         ).format(f"{whose} {self.noun}{self.of}")
+        if self.mine and self.noun in ASKED and self.rng.random() < 0.35:
+            user = self.rng.choice(ASKED[self.noun])
         final = f"{self.said()}."
         return Turn(user, self.recalled(effort), final[0].upper() + final[1:])
 

@@ -23,7 +23,7 @@ LENGTHS = (192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096,
 TASKS = (
     "arithmetic", "tool call", "tool result", "json", "telling", "recall", "retrieval", "greeting", "beyond", "repeat",
 )  # fmt: skip
-WEIGHTS = (17, 23, 14, 20, 4, 11, 13, 4, 5, 5)
+WEIGHTS = (16, 23, 14, 20, 5, 12, 13, 5, 5, 3)
 WIDE = 0.2  # share of conversations with any words of the vocabulary
 REACHES = ((500, 54), (1200, 20), (2500, 11), (4500, 8), (8192, 7))  # most tokens of a retrieval, and how often
 INSTRUCTIONS = (
@@ -106,14 +106,15 @@ class Source:
         self, effort: str, unlike: frozenset[str] = frozenset()
     ) -> tuple[tuple[Function, ...], list[Turn]]:
         """Functions that the present turn does not need, now and then, none with a word of `unlike` in its name; and
-        at times an earlier turn that called one."""
+        at times earlier turns that called one."""
         if self.rng.random() > 0.35:
             return (), []
         toolbox = Toolbox(self.rng, self.lexicon, self.evaluation)
         past, functions = (toolbox.everyday if self.rng.random() < 0.8 else toolbox.about_noun)(effort)
         if any(f.name in unlike or not unlike.isdisjoint(f.name.split("_")) for f in functions):
             return (), []
-        return functions, [past] if self.rng.random() < 0.35 else []
+        again = toolbox.again(effort) if self.rng.random() < 0.3 else None
+        return functions, [each for each in (past, again) if each] if self.rng.random() < 0.4 else []
 
     def small_turn(self, effort: str) -> Turn:
         """A turn that needs no section of the developer message."""
@@ -158,8 +159,16 @@ class Source:
         functions: tuple[Function, ...] = ()
         response_format, wish = TEXT, ""
         history: list[Turn] | None = None
+        calls: list[Turn] = []
         if task in ("tool call", "tool result"):
-            turn, functions = Toolbox(rng, lexicon, self.evaluation).draw(effort, kind)
+            toolbox = Toolbox(rng, lexicon, self.evaluation)
+            turn, functions = toolbox.draw(effort, kind)
+            again = toolbox.again(effort) if rng.random() < 0.25 else None
+            calls = [again] if again else []
+            history = self.history(effort, functions)
+            follow_up = toolbox.follow_up(effort) if rng.random() < 0.12 else None
+            if follow_up:  # right after the question that it follows
+                history, calls, turn = [*calls, *history, turn], [], follow_up
             if rng.random() < 0.08:
                 turn, wish = announced(turn), rng.choice(PREAMBLE_WISHES)
         elif task == "json":
@@ -173,9 +182,8 @@ class Source:
                 turn, history = self.recall(effort, fact)
             else:
                 turn, history = self.retrieval(effort, longest)
-            functions, calls = self.idle_functions(effort, frozenset(f"{turn.user} {turn.final}".lower().split()))
-            history = self.history(effort, functions) if history is None else history
-            history[:0] = calls
+            words_of_turn = f"{turn.user} {turn.final}".lower().split()
+            functions, calls = self.idle_functions(effort, frozenset((*words_of_turn, "note", "task")))
         else:
             turn = {
                 "arithmetic": lambda: arithmetic.turn(rng, effort, self.evaluation),
@@ -185,17 +193,20 @@ class Source:
             }[task]()
             own = task == "arithmetic"  # a function might do it: offer only functions about nouns
             unlike = SUMS if own else NAMES_ASKED_FOR if task == "beyond" else frozenset()
-            calls = []
             if not own or rng.random() < 0.5:
                 functions, calls = self.idle_functions(effort, unlike)
             if calls:
-                history = calls + (self.history(effort, functions) if rng.random() < 0.5 else [])
+                history = self.history(effort, functions) if rng.random() < 0.5 else []
+            if calls and task == "greeting":
+                turn = chat.greeting(rng, effort, thanks=0.5)
         setting = self.setting(effort, functions, response_format)
         if wish:
             text = f"{setting.instructions} {wish}".strip() if rng.random() < 0.5 else wish
             setting = Setting(setting.date, effort, text, functions)
         if history is None:
             history = self.history(effort, functions)
+        for past in calls:
+            history.insert(rng.randrange(len(history) + 1), past)
         render, respelled = self.renderer, rng.random() < 0.3
         ids = render.opening(setting)
         taught: list[tuple[int, int]] = []
@@ -217,7 +228,7 @@ class Source:
         """A fact told some turns ago, among other turns and other facts; sometimes never told."""
         rng = self.rng
         others = [self.small_turn(effort) for _ in range(rng.choice((0, 0, 1, 1, 2, 3, 5)))]
-        others = [turn for turn in others if fact.noun not in turn.user]
+        others = [turn for turn in others if fact.noun not in f"{turn.user} {turn.final}"]
         if rng.random() < 0.2:
             return fact.missing(effort), others
         others.insert(rng.randrange(len(others) + 1), fact.telling(effort))

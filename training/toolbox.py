@@ -44,6 +44,9 @@ PREAMBLE_WISHES = (
     "Announce every tool call.",
     "Always write a short preamble before a tool call.",
 )
+FOLLOW_UPS = ("And {0}?", "What about {0}?", "How about {0}?", "and {0}?", "what about {0}", "And for {0}?",
+              "And what about {0}?", "The same for {0}, please.", "Now {0}.")  # fmt: skip
+ELSEWHERE = ("And in {0}?", "And in {0}?", "and in {0}", "And in {0} now?", "In {0}?", "Now in {0}.")
 CALCULATOR = "Evaluate an arithmetic expression, for example (3 + 4) * 2.5."  # the runtime's own tool
 SKIES = ("sunny", "cloudy", "rainy", "clear", "windy", "snow", "light rain", "warm and dry", "fog", "storm")
 DONE = ("done", "ok", "OK", "success", "sent", "booked", "saved", "true", "ready", "confirmed", "on", "off", "open")
@@ -71,6 +74,7 @@ class Toolbox:
         self.rng, self.lexicon, self.evaluation = rng, lexicon, evaluation
         self.nouns = lexicon.new_nouns if evaluation else lexicon.nouns
         self.proper = lexicon.new_proper if evaluation else lexicon.proper
+        self.chosen: tuple[Entry, Function] | None = None  # what `everyday` drew
 
     # -- pieces -----------------------------------------------------------------------------------------------
 
@@ -289,6 +293,25 @@ class Toolbox:
         rng = self.rng
         entry = CATALOG[rng.choice((0, 0, 0, 0, 0, 0, 1, 2, 3))] if rng.random() < 0.35 else rng.choice(CATALOG)
         asked = self.from_entry(entry)
+        self.chosen = entry, asked
+        return self.use(entry, asked, effort, entry.asks), self.with_others(asked, entry.group)
+
+    def again(self, effort: str) -> Turn | None:
+        """Another question for the function that `everyday` drew; None where it drew none."""
+        return self.use(*self.chosen, effort, self.chosen[0].asks) if self.chosen else None
+
+    def follow_up(self, effort: str) -> Turn | None:
+        """ "And in Paris?" after a question for the same function; None where nobody would ask like that."""
+        if not self.chosen or [slot.kind for slot in self.chosen[0].slots] not in (
+            ["city"], ["country"], ["name"], ["thing"], ["food"], ["noun"],
+        ):  # fmt: skip
+            return None
+        in_a_city = self.chosen[0].slots[0].kind == "city"
+        return self.use(*self.chosen, effort, FOLLOW_UPS + ELSEWHERE if in_a_city else FOLLOW_UPS)
+
+    def use(self, entry: Entry, asked: Function, effort: str, asks: tuple[str, ...]) -> Turn:
+        """One of `asks` with values for the slots of `entry`, which `asked` was made from."""
+        rng = self.rng
         values = [self.fill(slot.kind) for slot in entry.slots]
         verb = asked.name.removesuffix("_file").replace("_", " ")
         shown = [str(value) for value in values]
@@ -296,7 +319,7 @@ class Toolbox:
         def say(text: str) -> str:
             return text.format(*shown, verb=verb.capitalize(), low=verb)
 
-        user = say(rng.choice(entry.asks))
+        user = say(rng.choice(asks))
         arguments = {argument.name: value for argument, value in zip(asked.arguments, values, strict=False)}
         optional = asked.arguments[len(values) :]
         if optional and "enum" in optional[0].schema and rng.random() < 0.4:
@@ -304,10 +327,9 @@ class Toolbox:
             user = user.rstrip("?.") + f" in {unit}" + rng.choice(("?", ".", ""))
             arguments[optional[0].name] = unit
         result, said = self.result(entry.result, shown[0] if shown else "")
-        turn = self.finish(
+        return self.finish(
             effort, user, say(entry.wants), asked, arguments, (result, said, f"{say(entry.final)}: {said}.")
         )
-        return turn, self.with_others(asked, entry.group)
 
     def about_noun(self, effort: str) -> tuple[Turn, tuple[Function, ...]]:
         """The user asks for the noun of something, and a function is named after the noun."""
