@@ -7,7 +7,7 @@
 // threadgroup memory; for the values a lane holds two of the 64 dimensions and all keys, so that the lanes have
 // nothing to add up at the end. The softmax is online, in powers of two.
 #pragma once
-#include "common.h"
+#include "eights.h"
 
 #define ATTEND_HEADS 8
 #define ATTEND_DIM 64

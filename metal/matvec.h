@@ -41,7 +41,7 @@ METAL_FUNC void load_chunk(const device uint* row, int chunk, thread uint* w) {
     w[2] = row[3 * chunk + 2];
     w[3] = 0;
   } else {
-    uint4 q = ((const device uint4*)row)[chunk];
+    uint4 q = read_once((const device uint4*)row, chunk);
     w[0] = q.x;
     w[1] = q.y;
     w[2] = q.z;

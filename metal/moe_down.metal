@@ -3,7 +3,8 @@
 //              (MXFP4: u32 [E, N, K/8] and scales u8 [E, N, K/32]; or bf16); bias [E, N]; x, y [S, N] f32.
 // grid         ceil(N / (GROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads, SIMDGROUPS = GROUPS * SHARE: GROUPS groups of rows, and SHARE simdgroups that
-//              share out the picks of each. ROWS is 1, 2, 4, 8 or 16, and S * ROWS at most 32.
+//              share out the picks of each. ROWS is 1, 2, 4, 8 or 16, and S * ROWS at most 32. With STAGED (one
+//              activation, SHARE at most TOPK, 32 UNROLL lanes take a row) h goes through threadgroup memory.
 // bytes        the rows of each distinct expert once from memory, again from cache for each further activation that chose
 //              it; h from cache.
 // why          the experts meet in a simdgroup's registers and in threadgroup memory, so their sum needs no launch, no
@@ -21,7 +22,7 @@ METAL_FUNC void down_rows(int expert, int first, thread size_t* rows) {
 }
 
 template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int N, int TOPK, int S, int ROWS,
-          int SIMDGROUPS, int SHARE, int UNROLL>
+          int SIMDGROUPS, int SHARE, int UNROLL, bool STAGED>
 [[kernel]] void moe_down(
     const device A* h [[buffer(0)]],
     const device int* picks [[buffer(1)]],
@@ -36,20 +37,27 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
   constexpr int GROUPS = SIMDGROUPS / SHARE;
   constexpr int COUNT = K / chunk_values(FORMAT);
+  constexpr int THREADS = 32 * SIMDGROUPS;
+  constexpr int STAGE = STAGED ? TOPK * K / 4 : 1;
   threadgroup float sums[SIMDGROUPS * S * ROWS];
+  threadgroup float4 staged[STAGE];
   uint lane = thread_index_in_simdgroup;
   int simdgroup = int(simdgroup_index_in_threadgroup);
   int base = int(threadgroup_position_in_grid.x) * GROUPS * ROWS;
   int first = base + simdgroup / SHARE * ROWS;
   threadgroup float* mine = sums + simdgroup * (S * ROWS);
   // What the end needs is asked for before the weights, or it would be waited for after them.
-  int out = simdgroup * 32 + int(lane);
-  int out_row = base + out / (S * ROWS) * ROWS + out % ROWS;
-  int out_at = out % (S * ROWS) / ROWS * N + out_row;
-  bool writes = out < GROUPS * S * ROWS && out_row < N;
+  int thread_index = simdgroup * 32 + int(lane);
+  int out_row = base + thread_index / (S * ROWS) * ROWS + thread_index % ROWS;
+  int out_at = thread_index % (S * ROWS) / ROWS * N + out_row;
+  bool writes = thread_index < GROUPS * S * ROWS && out_row < N;
   float start = writes ? x[out_at] : 0.0f;
   const device uint* words = (const device uint*)weight;
   size_t rows[ROWS];
+  float4 values[(STAGE + THREADS - 1) / THREADS];
+  if (STAGED) {
+    ask_activations<STAGE, THREADS>(h, thread_index, values);
+  }
   if (S == 1) {
     // The experts add up in the lanes, and the lanes once at the end. Lane l brings the bias of row l / SPAN and pick
     // l % SPAN of this simdgroup's.
@@ -68,6 +76,10 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
       down_rows<N, ROWS>(picks[pick], first, rows);
       load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
       simdgroup_barrier(mem_flags::mem_none);
+      if (STAGED) {
+        keep_activations<STAGE, THREADS>(values, thread_index, staged);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+      }
       if (held < TOPK) {
         own = bias[size_t(picks[held]) * N + metal::min(first + int(lane) / SPAN, N - 1)];
         own_share = weights[held];
@@ -80,7 +92,12 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
         for (int r = 0; r < ROWS; ++r) {
           part[r] = 0.0f;
         }
-        if (UNROLL * 32 >= COUNT) {
+        if (STAGED) {
+          const threadgroup float4* kept = staged;
+          down_rows<N, ROWS>(picks[metal::min(pick + SHARE, TOPK - 1)], first, rows);
+          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(
+              words, scales, rows, more, kept, pick * (K / 4), K / 32, lane, block, part);
+        } else if (UNROLL * 32 >= COUNT) {
           down_rows<N, ROWS>(picks[metal::min(pick + SHARE, TOPK - 1)], first, rows);
           matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(
               words, scales, rows, more, h, pick * (K / 4), K / 32, lane, block, part);
@@ -149,7 +166,7 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (writes) {
     for (int g = 0; g < SHARE; ++g) {
-      start += sums[(out / (S * ROWS) * SHARE + g) * (S * ROWS) + out % (S * ROWS)];
+      start += sums[(thread_index / (S * ROWS) * SHARE + g) * (S * ROWS) + thread_index % (S * ROWS)];
     }
     y[out_at] = start;
   }

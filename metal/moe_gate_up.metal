@@ -4,8 +4,8 @@
 //              params f32 [8], [1] the clamp, [2] alpha; h [S, TOPK, 8, I/32, 4] in A;
 //              picks i32 and weights f32 [>= S TOPK], written in row order, best first, ties to the lower id.
 // grid         ceil(I / (SIMDGROUPS * PASSES * ROWS / 2)) x S TOPK threadgroups.
-// threadgroup  32 SIMDGROUPS threads, no threadgroup memory: nothing waits. ROWS is 2, 4, 8 or 16, and PASSES * ROWS at
-//              most 32.
+// threadgroup  32 SIMDGROUPS threads; none of them waits for another, or with STAGED (one activation, 32 UNROLL lanes take a
+//              row) t goes through threadgroup memory. ROWS is 2, 4, 8 or 16, and PASSES * ROWS at most 32.
 // bytes        the rows of each distinct expert once from memory; a simdgroup takes its rows again, from cache, for each
 //              further activation that chose the expert; t from cache.
 // why          no sort, no gather launch, no separate gate and up; the simdgroup that finds its pick taken by an
@@ -37,7 +37,7 @@ METAL_FUNC void tell(const device float* logits, uint lane, int place, device in
 }
 
 template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int I, int E, int TOPK, int S, int ROWS,
-          int SIMDGROUPS, int UNROLL, int PASSES>
+          int SIMDGROUPS, int UNROLL, int PASSES, bool STAGED>
 [[kernel]] void moe_gate_up(
     const device A* t [[buffer(0)]],
     const device float* logits [[buffer(1)]],
@@ -54,12 +54,20 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   constexpr int UNITS = ROWS / 2;
   constexpr int COUNT = K / chunk_values(FORMAT);
   constexpr int SPAN = 32 / ROWS;
+  constexpr int THREADS = 32 * SIMDGROUPS;
+  constexpr int STAGE = STAGED ? K / 4 : 1;
+  threadgroup float4 staged[STAGE];
   uint lane = thread_index_in_simdgroup;
   int pick = int(threadgroup_position_in_grid.y);
   int sequence = S == 1 ? 0 : pick / TOPK;
   int place = pick - sequence * TOPK;
   int first = int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * (PASSES * UNITS);
   bool tells = threadgroup_position_in_grid.x == 0 && simdgroup_index_in_threadgroup == 0;
+  int thread_index = int(simdgroup_index_in_threadgroup) * 32 + int(lane);
+  float4 values[(STAGE + THREADS - 1) / THREADS];
+  if (STAGED) {
+    ask_activations<STAGE, THREADS>(t, thread_index, values);
+  }
   int expert = pick_expert<E>(logits + sequence * E, place, lane);
   if (S > 1) {
     if (tells) {
@@ -71,7 +79,7 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
       }
     }
   }
-  if (first >= I) {
+  if (!STAGED && first >= I) {
     return;
   }
   const device uint* words = (const device uint*)weight;
@@ -91,8 +99,14 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
       size_t rows[ROWS];
       gate_up_rows<I, ROWS>(base, first, rows);
       Block<Q, ROWS * UNROLL> block;
-      load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+      if (!STAGED || first < I) {
+        load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+      }
       simdgroup_barrier(mem_flags::mem_none);
+      if (STAGED) {
+        keep_activations<STAGE, THREADS>(values, thread_index, staged);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+      }
       // While the first weights are on their way.
       if (S == 1 && tells) {
         tell<E, TOPK>(logits, lane, place, picks + pick, weights + pick);
@@ -106,7 +120,10 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
           acc[r] = 0.0f;
         }
         gate_up_rows<I, ROWS>(base, next, rows);
-        if (UNROLL * 32 >= COUNT) {
+        if (STAGED) {
+          const threadgroup float4* kept = staged;
+          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(words, scales, rows, more, kept, 0, K / 32, lane, block, acc);
+        } else if (UNROLL * 32 >= COUNT) {
           matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(words, scales, rows, more, t, offset, K / 32, lane, block, acc);
         } else {
           size_t present[ROWS];

@@ -28,6 +28,28 @@ METAL_FUNC void matvec_rolling(
   }
 }
 
+// Asks for this thread's share of COUNT float4s of permuted activations, which keep_activations puts in threadgroup
+// memory: what else a kernel needs first is asked for in between.
+template <int COUNT, int THREADS, typename X>
+METAL_FUNC void ask_activations(X x, int thread_index, thread float4* values) {
+#pragma clang loop unroll(full)
+  for (int i = 0; i * THREADS < COUNT; ++i) {
+    if (i * THREADS + thread_index < COUNT) {
+      values[i] = read4(x, i * THREADS + thread_index);
+    }
+  }
+}
+
+template <int COUNT, int THREADS>
+METAL_FUNC void keep_activations(const thread float4* values, int thread_index, threadgroup float4* staged) {
+#pragma clang loop unroll(full)
+  for (int i = 0; i * THREADS < COUNT; ++i) {
+    if (i * THREADS + thread_index < COUNT) {
+      staged[i * THREADS + thread_index] = values[i];
+    }
+  }
+}
+
 // The sums over the simdgroup of R numbers a lane, R a power of two: lane l gets that of v[l / (32 / R)]. A step hands
 // half of the numbers over and halves them, where R calls of simd_sum would add all of them to the end.
 template <int R>

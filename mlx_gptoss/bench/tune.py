@@ -43,7 +43,7 @@ class Question:
     """One field of Tuning, what it might be, and the context at which it matters."""
 
     field: str
-    candidates: tuple[Rows | Attention | int, ...]
+    candidates: tuple[Rows | Attention | int | None, ...]
     context: int = SHORT
 
 
@@ -54,6 +54,11 @@ def questions() -> Iterator[Question]:
     yield Question("gate_up", tuple(Rows(r, s, u, passes=p) for r in (2, 4) for s in (1, 2, 4) for u, p in work))
     work = ((1, 4), (3, 4), (3, 2), (3, 1))
     yield Question("down", tuple(Rows(r, 4, u, share=g) for r in (1, 2, 4) for u, g in work))
+    alone = tuple(Rows(2, s, u, passes=p) for s in (2, 4, 8, 11) for u, p in ((3, 1), (3, 2), (3, 4)))
+    yield Question("gate_up_alone", (None, *alone))
+    yield Question(
+        "down_alone", (None, *(Rows(r, s, 3, share=g) for r in (1, 2) for s, g in ((8, 1), (8, 4), (11, 1))))
+    )
     yield Question("qkv", matrices)
     yield Question("out", matrices)
     yield Question(

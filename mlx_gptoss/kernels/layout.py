@@ -136,9 +136,14 @@ def unpermute_activation(x: mx.array) -> mx.array:
     return mx.swapaxes(x, -3, -2).reshape(*x.shape[:-3], -1)
 
 
+def chunk_values(weight_format: int) -> int:
+    """Values of a weight that a lane takes at a time (see matvec.h)."""
+    return 16 if weight_format == 6 else 128 // (weight_format % 100)
+
+
 def tile_chunks(weight_format: int, columns: int, batch: int, staged_bytes: int) -> int:
     """Chunks of K staged at a time, so that `batch` activations fit in `staged_bytes` (see project.h)."""
-    chunk = 16 if weight_format == 6 else 128 // (weight_format % 100)
+    chunk = chunk_values(weight_format)
     fit = staged_bytes // 16 // (batch * chunk // 4)
     tile = min(columns // chunk, fit if fit % 2 else fit - 1)
     return tile if tile < 32 or tile == columns // chunk else tile // 32 * 32

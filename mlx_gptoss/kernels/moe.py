@@ -10,6 +10,7 @@ from mlx_gptoss.kernels.layout import (
     SMALLEST_INPUT,
     check_array,
     check_batch,
+    chunk_values,
     expert_arguments,
     padded,
     permute_activation,
@@ -17,7 +18,7 @@ from mlx_gptoss.kernels.layout import (
     unpermute_activation,
 )
 from mlx_gptoss.kernels.source import load_kernel
-from mlx_gptoss.kernels.tuning import Tuning, tuning_for
+from mlx_gptoss.kernels.tuning import Rows, Tuning, tuning_for
 from mlx_gptoss.weights import Experts
 
 GATE_UP = "moe_gate_up"
@@ -25,6 +26,16 @@ DOWN = "moe_down"
 SUMS_PER_SIMDGROUP = 32
 POWERS_OF_TWO = (1, 2, 4, 8, 16)
 _ACTIVATIONS = (mx.float32, mx.float16)
+
+
+def _staged(
+    rows: Rows | None, weight_format: int, columns: int, batch: int, activations: int, staged_bytes: int
+) -> Rows | None:
+    """`rows` where one sequence's `activations` times `columns` floats fit in threadgroup memory and a weight's row is
+    one block of a simdgroup; else None."""
+    if rows is None or batch > 1 or 4 * activations * columns > staged_bytes:
+        return None
+    return rows if 32 * rows.unroll >= columns // chunk_values(weight_format) else None
 
 
 def moe_gate_up(
@@ -57,7 +68,9 @@ def moe_gate_up(
     if backend.name == "stock":
         return moe_gate_up_twin(t, logits, gate_up, params, top_k=top_k)
     weights = expert_arguments(gate_up, columns, GATE_UP)
-    rows = (tuning or tuning_for(backend.family)).gate_up
+    tuning = tuning or tuning_for(backend.family)
+    alone = _staged(tuning.gate_up_alone, weights.format, columns, batch, batch, tuning.staged_bytes)
+    rows = alone or tuning.gate_up
     if rows.rows not in POWERS_OF_TWO[1:] or rows.passes * rows.rows > SUMS_PER_SIMDGROUP:
         raise KernelError("a simdgroup takes pairs of rows, at most 32 in all", got=str(rows), where=GATE_UP)
     threads = 32 * rows.simdgroups
@@ -81,6 +94,7 @@ def moe_gate_up(
             ("SIMDGROUPS", rows.simdgroups),
             ("UNROLL", rows.unroll),
             ("PASSES", rows.passes),
+            ("STAGED", alone is not None),
         ],
         (groups * threads, batch * top_k, 1),
         (threads, 1, 1),
@@ -130,7 +144,11 @@ def moe_down(
     if backend.name == "stock":
         return moe_down_twin(h, picks, weights, down, x)
     arguments = expert_arguments(down, columns, DOWN)
-    rows = (tuning or tuning_for(backend.family)).down
+    tuning = tuning or tuning_for(backend.family)
+    alone = _staged(tuning.down_alone, arguments.format, columns, batch, batch * top_k, tuning.staged_bytes)
+    if alone and alone.share > top_k:
+        alone = None
+    rows = alone or tuning.down
     if batch * rows.rows > SUMS_PER_SIMDGROUP or rows.simdgroups % rows.share:
         raise KernelError("a simdgroup writes at most 32 sums", got=f"{batch} x {rows}", where=DOWN)
     if rows.rows not in POWERS_OF_TWO or -(-top_k // rows.share) * rows.rows > SUMS_PER_SIMDGROUP:
@@ -156,6 +174,7 @@ def moe_down(
             ("SIMDGROUPS", rows.simdgroups),
             ("SHARE", rows.share),
             ("UNROLL", rows.unroll),
+            ("STAGED", alone is not None),
         ],
         (groups * threads, 1, 1),
         (threads, 1, 1),

@@ -29,8 +29,12 @@ class Rows:
     passes: int = 1
 
     def for_weights(self, packed: bool) -> Rows:
-        """For packed weights, of which a step holds twice as many values and more: half the steps are in flight."""
-        return dataclasses.replace(self, unroll=max(1, self.unroll // 2)) if packed else self
+        """For packed weights, of which a step holds twice as many values and more: half the steps are in flight, and at
+        most two rows where a simdgroup takes no others after them."""
+        if not packed:
+            return self
+        rows = min(self.rows, 2) if self.passes == 1 else self.rows
+        return dataclasses.replace(self, rows=rows, unroll=max(1, self.unroll // 2))
 
     def for_batch(self, batch: int) -> Rows:
         """For several sequences: more rows share each staged activation, fewer steps are in flight."""
@@ -56,7 +60,9 @@ class Tuning:
     """All tuning constants of the decode kernels for one GPU family.
 
     Up to `merge_in_out` parts of a full layer's attention are merged inside the output projection, where every
-    threadgroup reads them all; more by a launch of its own (1: always). `truncated_draws`: top-k, top-p and min-p run
+    threadgroup reads them all; more by a launch of its own (1: always). `gate_up_alone` and `down_alone`: for one
+    sequence, whose activations go through threadgroup memory where they fit in `staged_bytes` (None: as for several,
+    where each simdgroup reads its own). `truncated_draws`: top-k, top-p and min-p run
     on the kernels too, not on MLX's sort.
     """
 
@@ -65,6 +71,8 @@ class Tuning:
     router: Rows = field(default_factory=lambda: Rows(1, 8, 6))
     gate_up: Rows = field(default_factory=lambda: Rows(4, 4, 1))
     down: Rows = field(default_factory=lambda: Rows(4, 4, 1, share=4))
+    gate_up_alone: Rows | None = None
+    down_alone: Rows | None = None
     head: Rows = field(default_factory=lambda: Rows(4, 8, 2, passes=4))
     full: Attention = field(default_factory=lambda: Attention(4, 2))
     sliding: Attention = field(default_factory=lambda: Attention(8, 4))
@@ -88,12 +96,14 @@ TUNINGS: Mapping[str, Tuning] = {
     **{f"m{generation}-ultra": _LARGE for generation in range(1, 6)},
     # Measured with benchmarks/kernels_decode.py --tune on an H100.
     "h100": Tuning(
-        qkv=Rows(2, 10, 4),
+        qkv=Rows(4, 10, 4),
         out=Rows(1, 8, 8),
         router=Rows(1, 4, 6),
         gate_up=Rows(4, 1, 3, passes=4),
         down=Rows(2, 4, 1, share=4),
-        head=Rows(2, 8, 4, passes=4),
+        gate_up_alone=Rows(2, 8, 3, passes=4),
+        down_alone=Rows(1, 22, 3),
+        head=Rows(2, 8, 12, passes=4),
         full=Attention(12, 4, split_keys=64, max_parts=16),
         sliding=Attention(16, 4),
         truncated_draws=False,
@@ -105,6 +115,8 @@ TUNINGS: Mapping[str, Tuning] = {
         router=Rows(1, 2, 2),
         gate_up=Rows(4, 2, 1),
         down=Rows(4, 4, 1, share=2),
+        gate_up_alone=Rows(2, 2, 1, passes=2),
+        down_alone=Rows(2, 4, 1, share=2),
         head=Rows(4, 2, 2, passes=2),
         full=Attention(2, 2, split_keys=32, max_parts=4),
         sliding=Attention(2, 2),

@@ -20,6 +20,8 @@ from mlx_gptoss.registry import home_folder
 
 VARIABLE = "MLX_GPTOSS_TUNING"
 VERSION = 1
+OPTIONAL = ("gate_up_alone", "down_alone")
+"""Fields of Tuning that may be None."""
 _HINT = "Delete the file, or run `mlx-gptoss bench --tune` again."
 
 
@@ -80,9 +82,11 @@ def _tuning(family: str, fields: Mapping[str, Any]) -> Tuning:
     changes: dict[str, Any] = {}
     for name, value in fields.items():
         before = getattr(base, name)
-        if isinstance(before, Rows | Attention):
+        if value is None and name in OPTIONAL:
+            changes[name] = None
+        elif name in OPTIONAL or isinstance(before, Rows | Attention):
             numbers: dict[str, Any] = {part: _positive(number) for part, number in value.items()}
-            changes[name] = dataclasses.replace(before, **numbers)
+            changes[name] = Rows(**numbers) if before is None else dataclasses.replace(before, **numbers)
         elif isinstance(before, bool):
             if not isinstance(value, bool):
                 raise ValueError(f"{value!r} is neither true nor false")

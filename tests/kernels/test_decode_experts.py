@@ -96,6 +96,59 @@ def test_any_shape_of_the_work(
     close(moe_down(*want, down, x, backend=BenchBackend(), tuning=tuning), moe_down_twin(*want, down, x))
 
 
+@pytest.mark.parametrize(
+    ("hidden", "inner", "top_k", "gate_up_rows", "down_rows"),
+    [
+        (1024, 96, 4, Rows(2, 3, 1, passes=4), Rows(2, 5, 1)),  # the last simdgroups have fewer rows, or none
+        (160, 256, 4, Rows(4, 8, 1, passes=3), Rows(4, 4, 1, share=2)),
+        (96, 128, 3, Rows(2, 1, 2, passes=2), Rows(1, 6, 1, share=3)),  # three lanes have a block of a row
+        (1056, 32, 1, Rows(2, 2, 2, passes=16), Rows(8, 1, 3)),
+    ],
+)
+def test_activations_through_threadgroup_memory(
+    hidden: int, inner: int, top_k: int, gate_up_rows: Rows, down_rows: Rows
+) -> None:
+    rng = np.random.default_rng(hidden)
+    gate_up, down = experts(rng, 9, 2 * inner, hidden), experts(rng, 9, 97, inner)
+    t, logits, x = floats(rng, 1, 8, hidden // 32, 4), floats(rng, 1, 9), floats(rng, 1, 97)
+    tuning = Tuning(gate_up_alone=gate_up_rows, down_alone=down_rows)
+    backend = BenchBackend(count_bytes=True)
+    got = moe_gate_up(t, logits, gate_up, PARAMS, top_k=top_k, backend=backend, tuning=tuning)
+    want = moe_gate_up_twin(t, logits, gate_up, PARAMS, top_k=top_k)
+    assert np.array_equal(table(got[1], 1, top_k), table(want[1], 1, top_k))
+    close(got[2][:top_k], want[2][:top_k])
+    close(got[0], want[0])
+    close(moe_down(*want, down, x, backend=backend, tuning=tuning), moe_down_twin(*want, down, x))
+    assert gate_up.blocks is not None
+    groups = -(-inner // (gate_up_rows.simdgroups * gate_up_rows.passes * gate_up_rows.rows // 2))
+    once = [t.nbytes * top_k * groups, h_bytes(want[0], down_rows)]
+    assert [result.bytes_read[name] for result, name in zip(backend.results, ("t", "h"), strict=True)] == once
+
+
+def h_bytes(h: mx.array, rows: Rows) -> int:
+    """What the threadgroups of a down projection to 97 rows read of `h` when each takes it once."""
+    return h.nbytes * -(-97 // (rows.simdgroups // rows.share * rows.rows))
+
+
+@pytest.mark.parametrize(
+    ("tuning", "why"),
+    [
+        (Tuning(gate_up_alone=Rows(2, 2, 1), down_alone=Rows(2, 4, 1, share=4), staged_bytes=512), "no room"),
+        (Tuning(gate_up_alone=Rows(2, 2, 1), down_alone=Rows(2, 4, 1, share=4)), "rows of two blocks"),
+        (Tuning(down_alone=Rows(2, 8, 2, share=8)), "more shares than picks"),
+    ],
+)
+def test_activations_that_cannot_be_staged_are_not(tuning: Tuning, why: str) -> None:
+    rng = np.random.default_rng(1)
+    size = 160 if why == "no room" else 1056
+    gate_up, down = experts(rng, 5, 2 * size, size), experts(rng, 5, 33, size)
+    t, logits, x = floats(rng, 1, 8, size // 32, 4), floats(rng, 1, 5), floats(rng, 1, 33)
+    got = moe_gate_up(t, logits, gate_up, PARAMS, top_k=4, backend=BenchBackend(), tuning=tuning)
+    want = moe_gate_up_twin(t, logits, gate_up, PARAMS, top_k=4)
+    close(got[0], want[0])
+    close(moe_down(*want, down, x, backend=BenchBackend(), tuning=tuning), moe_down_twin(*want, down, x))
+
+
 def test_every_mxfp4_code_and_scale_decodes_exactly() -> None:
     """One expert whose rows pick out single codes: all 16 codes in every place of a word, exponents from 1 to 240."""
     exponents = np.arange(1, 241)

@@ -33,11 +33,11 @@ def decoded(model: GptOssModel | FusedModel, first: GptOssModel, prompt: list[in
     ("device", "layers"),
     [
         pytest.param("bench", 2, marks=pytest.mark.slow),
-        pytest.param("metal", 4, marks=pytest.mark.metal),  # 120b of four layers fits any Mac
-        pytest.param("cuda", None, marks=pytest.mark.cuda),
+        pytest.param("metal", 4, marks=pytest.mark.metal),  # fits any Mac; many random layers are chaos
+        pytest.param("cuda", 4, marks=pytest.mark.cuda),
     ],
 )
-def test_decoding_is_as_close_to_float32_as_the_stock_path(device: str, layers: int | None, name: str) -> None:
+def test_decoding_is_as_close_to_float32_as_the_stock_path(device: str, layers: int, name: str) -> None:
     spec = BenchSpec(random=name, layers=layers)
     config = config_of(spec)
     weights = RandomWeights(config, spec.precisions).model()

@@ -57,6 +57,14 @@ def test_fields_left_out_stay_as_packaged(file: Path) -> None:
     assert tuning_for(FAMILY) == dataclasses.replace(base, qkv=dataclasses.replace(base.qkv, unroll=1))
 
 
+@pytest.mark.parametrize("mine", [None, Rows(2, 8, 3, passes=4)])
+@pytest.mark.parametrize("family", [FAMILY, "h100"])  # packaged without and with
+def test_constants_for_one_sequence_may_be_none(mine: Rows | None, family: str) -> None:
+    tuning = dataclasses.replace(packaged_tuning(family), gate_up_alone=mine, down_alone=mine)
+    user_tuning.save(family, tuning)
+    assert tuning_for(family) == tuning
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"version": 2, "families": {}}', '{"version": 1, "families": []}',
@@ -64,7 +72,9 @@ def test_fields_left_out_stay_as_packaged(file: Path) -> None:
      '{"version": 1, "families": {"m4-max": {"qkv": {"rows": 0}}}}',
      '{"version": 1, "families": {"m4-max": {"qkv": {"rows": true}}}}',
      '{"version": 1, "families": {"m4-max": {"qkv": {"bogus": 1}}}}',
-     '{"version": 1, "families": {"m4-max": {"qkv": 7}}}'],
+     '{"version": 1, "families": {"m4-max": {"qkv": 7}}}',
+     '{"version": 1, "families": {"m4-max": {"qkv": null}}}',
+     '{"version": 1, "families": {"m4-max": {"down_alone": {"rows": 2}}}}'],
 )  # fmt: skip
 def test_a_broken_file_is_named(file: Path, text: str) -> None:
     file.parent.mkdir()
@@ -169,7 +179,10 @@ def test_every_question_is_about_a_field() -> None:
     for question in questions():
         assert question.field in fields
         assert len(set(question.candidates)) == len(question.candidates) > 1
-        assert {type(candidate) for candidate in question.candidates} == {type(getattr(START, question.field))}
+        kinds = {type(candidate) for candidate in question.candidates}
+        assert kinds == (
+            {Rows, type(None)} if question.field in user_tuning.OPTIONAL else {type(getattr(START, question.field))}
+        )
 
 
 def test_without_a_gpu_there_is_nothing_to_tune(monkeypatch: pytest.MonkeyPatch) -> None:
