@@ -179,10 +179,12 @@ def _roll(x: mx.array, turn: int) -> mx.array:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The sliding layers of a cache at one position: what trimming cannot bring back. Shares arrays."""
+    """The sliding layers of a cache at one position: what trimming cannot bring back. Shares arrays. `written`: see
+    SequenceCache."""
 
     offset: int
     rings: tuple[tuple[mx.array, mx.array], ...]
+    written: int
 
     @property
     def nbytes(self) -> int:
@@ -193,7 +195,8 @@ class Snapshot:
 class SequenceCache:
     """Keys and values of `batch` sequences of one length, for every layer of a model.
 
-    `dtype` is the stored dtype. Not safe to use from several threads at once.
+    `dtype` is the stored dtype. `written` counts the positions that the rings have seen, those trimmed since included.
+    Not safe to use from several threads at once.
     """
 
     def __init__(self, config: ModelConfig, batch: int = 1, dtype: mx.Dtype = mx.bfloat16) -> None:
@@ -202,6 +205,7 @@ class SequenceCache:
         self.batch = batch
         self.dtype = dtype
         self._offset = 0
+        self._written = 0
         self.layers: list[LayerCache] = []
         for layer in range(config.num_layers):
             size = config.sliding_window if config.is_sliding(layer) else 0
@@ -215,6 +219,11 @@ class SequenceCache:
         return self._offset
 
     @property
+    def written(self) -> int:
+        """Positions whose slots of the rings hold what was written last: `offset`, or more after a trim."""
+        return self._written
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all arrays, shared ones included."""
         return sum(array.nbytes for array in self.arrays())
@@ -226,6 +235,7 @@ class SequenceCache:
     def advance(self, positions: int) -> None:
         """Counts positions that have been written to every layer."""
         self._offset += positions
+        self._written = self._offset
 
     def reserve(self, positions: int) -> None:
         """Makes room for `positions` in all, so that no later write moves the cache."""
@@ -237,7 +247,7 @@ class SequenceCache:
     def copy(self) -> SequenceCache:
         """An independent cache with the same content, in O(1)."""
         twin = SequenceCache.__new__(SequenceCache)
-        twin.batch, twin.dtype, twin._offset = self.batch, self.dtype, self._offset
+        twin.batch, twin.dtype, twin._offset, twin._written = self.batch, self.dtype, self._offset, self._written
         twin.layers = [layer.copy() for layer in self.layers]
         return twin
 
@@ -247,7 +257,8 @@ class SequenceCache:
         if not 0 <= positions <= self._offset:
             return False
         rings = [layer.window for layer in self.layers if isinstance(layer, SlidingLayerCache)]
-        return not rings or positions <= 1 or self._offset <= min(rings)
+        # A query sees one position less than a ring holds: the last one written may go, and no other.
+        return not rings or self._written <= min(rings) or self._offset - positions >= self._written - 1
 
     def trim(self, positions: int) -> None:
         """Forgets the last `positions` positions. Raises InvalidRequestError when `can_trim` says no."""
@@ -255,7 +266,7 @@ class SequenceCache:
             raise InvalidRequestError(
                 f"the cache cannot be trimmed by {positions} positions",
                 param="positions",
-                expected="at most 1 once the sliding window has passed, or a snapshot to restore",
+                expected="at most 1, once, after the sliding window has passed, or a snapshot to restore",
                 got=f"{positions} of {self._offset}",
             )
         self._truncate(self._offset - positions)
@@ -263,7 +274,7 @@ class SequenceCache:
     def snapshot(self) -> Snapshot:
         """Remembers the sliding layers, so that `restore` can return here after more positions. O(1)."""
         rings = tuple((layer.ring_k, layer.ring_v) for layer in self.layers if isinstance(layer, SlidingLayerCache))
-        return Snapshot(self._offset, rings)
+        return Snapshot(self._offset, rings, self._written)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Returns to a snapshot taken of this history. Raises InvalidRequestError when it lies ahead."""
@@ -278,6 +289,7 @@ class SequenceCache:
         for layer in self.layers:
             if isinstance(layer, SlidingLayerCache):
                 layer.ring_k, layer.ring_v = next(rings)
+        self._written = snapshot.written
         self._truncate(snapshot.offset)
 
     def _truncate(self, offset: int) -> None:

@@ -27,25 +27,27 @@ def pack(cache: SequenceCache, snapshots: Sequence[Snapshot]) -> Arrays:
             arrays[f"snapshots.{number}.{ring}.k"] = keys
             arrays[f"snapshots.{number}.{ring}.v"] = values
     packed = {name: np.array(_bits(array)) for name, array in arrays.items()}
-    packed["offsets"] = np.array([cache.offset, *(snapshot.offset for snapshot in snapshots)], dtype=np.int64)
+    places = [(cache.offset, cache.written), *((snapshot.offset, snapshot.written) for snapshot in snapshots)]
+    packed["places"] = np.array(places, dtype=np.int64)
     return packed
 
 
 def unpack(empty: SequenceCache, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[SequenceCache, tuple[Snapshot, ...]]:
     """Fills an empty cache of the same model with what `pack` gave."""
-    offsets = [int(offset) for offset in arrays["offsets"]]
+    places = [(int(offset), int(written)) for offset, written in arrays["places"]]
     dtype = empty.dtype
-    rings = 0
+    (offset, written), rings = places[0], 0
     for index, layer in enumerate(empty.layers):
         keys, values = (_values(arrays[f"layers.{index}.{part}"], dtype) for part in "kv")
         if isinstance(layer, SlidingLayerCache):
             layer.ring_k, layer.ring_v = keys, values
             rings += 1
-        elif offsets[0]:
+        elif offset:
             layer.append(keys, values)
-    empty.advance(offsets[0])
+    empty.advance(written)
+    empty.trim(written - offset)
     snapshots = []
-    for number, offset in enumerate(offsets[1:]):
+    for number, (offset, written) in enumerate(places[1:]):
         pairs = tuple(
             (
                 _values(arrays[f"snapshots.{number}.{ring}.k"], dtype),
@@ -53,7 +55,7 @@ def unpack(empty: SequenceCache, arrays: Mapping[str, npt.NDArray[Any]]) -> tupl
             )
             for ring in range(rings)
         )
-        snapshots.append(Snapshot(offset, pairs))
+        snapshots.append(Snapshot(offset, pairs, written))
     return empty, tuple(snapshots)
 
 

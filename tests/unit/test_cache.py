@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mlx_gptoss.cache import FullLayerCache, SequenceCache, SlidingLayerCache, Snapshot
+from mlx_gptoss.engine.cache_state import pack, unpack
 from mlx_gptoss.errors import InvalidRequestError
 from tests.tiny import tiny_config
 
@@ -124,7 +125,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.history = self.history[:, :, : offset - positions]
             self.snapshots = [kept for kept in self.snapshots if kept.offset <= self.cache.offset]
         else:
-            assert positions > 1 or positions > offset
+            assert positions > 1 or positions > offset or self.cache.written > offset
             with pytest.raises(InvalidRequestError):
                 self.cache.trim(positions)
             assert self.cache.offset == offset
@@ -254,6 +255,25 @@ def test_snapshot_size_does_not_grow() -> None:
     small = cache.snapshot().nbytes
     _append(cache, _rows(3, 500, 0))
     assert cache.snapshot().nbytes == small == 2 * HEADS * 4 * DIM * 4
+
+
+def test_one_position_goes_only_once_after_the_window_has_passed() -> None:
+    """The ring's slot of the position before was overwritten: a second cut would bring back what is not there."""
+    cache = _cache(3)
+    _append(cache, _rows(0, 7, 0))
+    cache.trim(1)
+    cut = cache.snapshot()
+    for each in (cache, cache.copy()):
+        assert not each.can_trim(1)
+        assert each.can_trim(0)
+        with pytest.raises(InvalidRequestError, match="cannot be trimmed"):
+            each.trim(1)
+    _append(cache, _rows(6, 1, 1))
+    assert cache.can_trim(1)
+    cache.restore(cut)
+    assert not cache.can_trim(1)
+    there, _ = unpack(_cache(3), pack(cache, ()))
+    assert (there.offset, there.written) == (6, 7)
 
 
 @given(st.integers(-5, 40))
