@@ -1,12 +1,13 @@
 """Checks and times every decode kernel at the released shapes on this machine's GPU, beside MLX's stock operations.
 
-    python benchmarks/kernels_decode.py                     # check and time, 20b and 120b
-    python benchmarks/kernels_decode.py --tune              # time every candidate of the tuning constants
-    python benchmarks/kernels_decode.py --json results.json
+    python -m benchmarks.kernels_decode                     # check and time, 20b and 120b
+    python -m benchmarks.kernels_decode --tune              # time every candidate of the tuning constants
+    python -m benchmarks.kernels_decode --json results.json
 
 A time is the slope between two lengths of a chain of dependent launches, from the moment the host has handed over the
-chain until the GPU is done: the GPU's own time, launch gaps included. Weights rotate through more memory than any
-cache holds. GB/s counts the bytes that must be read and written; the ceiling is this machine's own copy.
+chain until the GPU is done: the GPU's own time, launch gaps included. Six copies of the weights take turns, more than a
+cache holds of all but the small ones. GB/s counts the bytes that must be read and written; the ceiling is this GPU's
+own copy, the floor a kernel that only reads as many bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "2000")
@@ -31,6 +31,16 @@ os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000000")
 import mlx.core as mx
 import numpy as np
 
+from benchmarks.chain import (
+    Timed,
+    copy_ceiling,
+    error_of,
+    gpu_us,
+    linear_bytes,
+    random_experts,
+    random_linear,
+    stock_project,
+)  # fmt: skip
 from benchmarks.device_backend import device_backend
 from benchmarks.read_floor import read_floor_us
 from mlx_gptoss.errors import KernelError
@@ -41,110 +51,12 @@ from mlx_gptoss.kernels.draw_twin import draw_twin
 from mlx_gptoss.kernels.draws import Draws
 from mlx_gptoss.kernels.layout import model_params, unpermute_activation
 from mlx_gptoss.kernels.tuning import Attention, Rows, Tuning, tuning_for
-from mlx_gptoss.weights import Experts, Linear, LinearFormat
+from mlx_gptoss.weights import LinearFormat
 
 HIDDEN, INNER, HEADS, KV_HEADS, TOP_K, VOCAB, VALID = 2880, 2880, 64, 8, 4, 201_088, 200_014
 PARAMS = (1e-5, 7.0, 1.702)
 FLOORED = ("moe_gate_up", "moe_down", "qkv_rope", "attention_out")
 COPIES = 6
-REPEATS = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """One line of the report. `stock_us` is MLX's own operations on the same data, `floor_us` a kernel that only reads
-    as many bytes; 0 where not measured."""
-
-    kernel: str
-    shape: str
-    us: float
-    megabytes: float
-    error: float
-    stock_us: float = 0.0
-    floor_us: float = 0.0
-
-    def line(self, ceiling: float) -> str:
-        rate = self.megabytes / self.us * 1e3 if self.us else 0.0
-        stock = f"  stock {self.stock_us:8.1f} us" if self.stock_us else ""
-        if self.floor_us:
-            stock += f"  floor {self.floor_us:6.2f} us, {100 * self.floor_us / self.us:.0f}%"
-        return (
-            f"{self.kernel:18} {self.shape:22} {self.us:8.2f} us {self.megabytes:8.2f} MB {rate:7.0f} GB/s"
-            f" {100 * rate / ceiling:5.1f}%  error {self.error:.1e}{stock}"
-        )
-
-
-def gpu_us(step: Callable[[int, mx.array], mx.array], start: mx.array, short: int = 40, long: int = 160) -> float:
-    """Microseconds of one `step(i, x) -> x` in a dependent chain."""
-
-    def run(count: int) -> float:
-        x = start
-        for i in range(count):
-            x = step(i, x)
-        mx.async_eval(x)  # type: ignore[no-untyped-call]  # MLX's stub has no types here
-        began = time.perf_counter()
-        mx.synchronize()
-        return time.perf_counter() - began
-
-    run(4), run(short), run(long)
-    slopes = [(run(long) - run(short)) / (long - short) for _ in range(REPEATS)]
-    return statistics.median(slopes) * 1e6
-
-
-def copy_ceiling() -> float:
-    """GB/s of a large copy, read and write both counted."""
-    x = mx.random.uniform(shape=(1 << 28,))
-    mx.eval(x)
-    us = gpu_us(lambda _i, y: y + 1.0, x, 4, 12)
-    return 2 * x.nbytes / us / 1e3
-
-
-def error_of(got: mx.array, want: mx.array) -> float:
-    """The largest error over the largest value; infinite where finiteness differs."""
-    a, b = np.array(got.astype(mx.float32)), np.array(want.astype(mx.float32))
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        return float("inf")
-    finite = np.isfinite(b)
-    return float(np.abs(a[finite] - b[finite]).max() / max(1e-9, np.abs(b[finite]).max()))
-
-
-def random_linear(rows: int, columns: int, fmt: LinearFormat) -> Linear:
-    weight = (mx.random.normal((rows, columns)) * columns**-0.5).astype(mx.bfloat16)
-    bias = mx.random.normal((rows,)).astype(mx.bfloat16)
-    if fmt == "bf16":
-        linear = Linear(weight, bias)
-    elif fmt == "mxfp8":
-        packed, scales, *_ = mx.quantize(weight, group_size=32, bits=8, mode="mxfp8")
-        linear = Linear(packed, bias, scales, None, "mxfp8", 32)
-    else:
-        packed, scales, biases = mx.quantize(weight, group_size=64, bits=int(fmt[1:]))
-        linear = Linear(packed, bias, scales, biases, fmt, 64)
-    mx.eval(linear.weight, linear.scales, linear.biases, linear.bias)
-    return linear
-
-
-def random_experts(count: int, rows: int, columns: int) -> Experts:
-    blocks = mx.random.randint(0, 2**31 - 1, (count, rows, columns // 8), dtype=mx.int32).view(mx.uint32)
-    scales = mx.random.randint(118, 123, (count, rows, columns // 32)).astype(mx.uint8)
-    bias = mx.random.normal((count, rows)).astype(mx.bfloat16)
-    mx.eval(blocks, scales, bias)
-    return Experts(bias, blocks=blocks, scales=scales)
-
-
-def linear_bytes(linear: Linear, rows: int | None = None) -> int:
-    """Bytes of a matrix's rows that a product must read."""
-    total = sum(a.nbytes for a in (linear.weight, linear.scales, linear.biases) if a is not None)
-    return total if rows is None else total * rows // linear.rows
-
-
-def stock_project(x: mx.array, linear: Linear) -> mx.array:
-    x = x.astype(mx.bfloat16)
-    if linear.scales is None:
-        return x @ linear.weight.T
-    mode = "mxfp8" if linear.biases is None else "affine"
-    return mx.quantized_matmul(
-        x, linear.weight, linear.scales, linear.biases, group_size=linear.group_size, bits=linear.bits, mode=mode
-    )
 
 
 @dataclass(slots=True)
@@ -429,35 +341,42 @@ def tune(backend: Backend, budget_s: float) -> Tuning:
     best = tuning_for(backend.family)
     until = time.monotonic() + budget_s
 
-    def search(name: str, candidates: Sequence[Rows | Attention | None], run: Callable[[Bench], float]) -> None:
+    def search(
+        name: str,
+        candidates: Sequence[Rows | Attention | None],
+        run: Callable[[Bench], float],
+        without: str | None = None,
+    ) -> None:
+        """`without`: a field that would hide this one, None meanwhile."""
         nonlocal best
+        hidden = {without: None} if without else {}
         times: list[tuple[float, Rows | Attention | None]] = []
         for candidate in [getattr(best, name), *candidates]:
             if time.monotonic() > until:
                 break
-            change: dict[str, Any] = {name: candidate}
-            trial = dataclasses.replace(best, **change)
+            trial = best.having(**{name: candidate}, **hidden)
             try:
                 times.append((run(Bench(backend, trial, stock=False)), candidate))
                 print(f"{name:10} {times[-1][0]:8.2f} us  {candidate}", flush=True)
-            except KernelError as error:
+            except (KernelError, RuntimeError, ValueError) as error:
                 print(f"{name:10} failed: {candidate}: {error}", flush=True)
         if times:
             winner = min(times, key=lambda pair: pair[0])[1]
-            change = {name: winner}
-            best = dataclasses.replace(best, **change)
+            best = best.having(**{name: winner})
 
     matrices = [Rows(r, s, u) for r in (2, 4) for s in (4, 8) for u in (1, 2, 3, 4, 6)]
     experts = [Rows(r, s, 3, passes=p) for r in (2, 4) for s in (1, 2, 4) for p in (1, 2, 3, 4)]
     downs = [Rows(r, s, 3, share=g) for r in (1, 2, 4) for s, g in ((1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4))]
-    search("gate_up", experts, lambda bench: next(iter(bench.experts(32))).us)
-    search("down", downs, lambda bench: list(bench.experts(32))[1].us)
+    search("gate_up", experts, lambda bench: next(iter(bench.experts(32))).us, "gate_up_alone")
+    search("down", downs, lambda bench: list(bench.experts(32))[1].us, "down_alone")
     alone = [Rows(2, s, 3, passes=p) for s in (2, 4, 6, 8, 11) for p in (2, 4)]
     search("gate_up_alone", [None, *alone], lambda bench: next(iter(bench.experts(32))).us)
     alone = [Rows(r, s, 3, share=g) for r, s, g in ((2, 11, 1), (1, 22, 1), (2, 22, 2), (1, 11, 1), (2, 12, 1))]
     search("down_alone", [None, *alone], lambda bench: list(bench.experts(32))[1].us)
     search("qkv", matrices, lambda bench: bench.qkv("bf16").us)
     search("out", matrices, lambda bench: bench.out("bf16").us)
+    heads = [Rows(r, s, u, passes=4) for r in (2, 4) for s in (4, 8) for u in (2, 4, 12)]
+    search("head", heads, lambda bench: bench.head("bf16").us)
     search("router", [Rows(1, s, u) for s in (1, 4, 8) for u in (6, 12)], lambda bench: bench.router(32).us)
     full = [Attention(s, u, split_keys=k, max_parts=p)
             for s, u in ((4, 2), (4, 4), (6, 4), (12, 2), (12, 4)) for k, p in ((64, 16), (64, 32))]  # fmt: skip

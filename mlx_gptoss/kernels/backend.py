@@ -19,6 +19,8 @@ from mlx_gptoss.kernels.source import KernelSource
 TemplateValue = int | bool | mx.Dtype
 Template = Sequence[tuple[str, TemplateValue]]
 Size3 = tuple[int, int, int]
+MAX_THREADS = 1024
+"""Threads of a threadgroup, on every GPU."""
 
 
 class Backend(Protocol):
@@ -137,6 +139,11 @@ def check_launch(
             raise KernelError(
                 "an input has fewer than 8 elements", got=f"{argument.name} {tuple(array.shape)}", where=kernel.name
             )
+    threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
+    if threads > MAX_THREADS:
+        raise KernelError(
+            "a threadgroup has too many threads", expected=f"at most {MAX_THREADS}", got=str(threads), where=kernel.name
+        )
     for size, group in zip(grid, threadgroup, strict=True):
         if group < 1 or size < 1 or size % group:
             raise KernelError(

@@ -25,7 +25,6 @@ from mlx_gptoss.kernels.cuda_text import CudaText, translate
 from mlx_gptoss.kernels.nvrtc import compile_cubin, compiler_version, compressed
 from mlx_gptoss.kernels.source import KernelSource
 
-MAX_THREADS = 1024
 _MAGIC = (b"\x7fELF", b"\x50\xed\x55\xba")
 """How device code begins: a cubin, or a container of compressed ones."""
 _HASH_BYTES = 32
@@ -93,7 +92,7 @@ class CudaBackend:
         output_dtypes: Sequence[mx.Dtype],
     ) -> _Variant:
         threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
-        if threads % 32 or threads > MAX_THREADS:
+        if threads % 32:
             raise KernelError("a threadgroup is whole simdgroups", got=f"{threads} threads", where=kernel.name)
         text = translate(kernel, template, [array.dtype for array in inputs], output_dtypes, threads)
         return _Variant(text.entry, device_code(text, self.architecture, self._folder))

@@ -28,12 +28,10 @@ POWERS_OF_TWO = (1, 2, 4, 8, 16)
 _ACTIVATIONS = (mx.float32, mx.float16)
 
 
-def _staged(
-    rows: Rows | None, weight_format: int, columns: int, batch: int, activations: int, staged_bytes: int
-) -> Rows | None:
-    """`rows` where one sequence's `activations` times `columns` floats fit in threadgroup memory and a weight's row is
-    one block of a simdgroup; else None."""
-    if rows is None or batch > 1 or 4 * activations * columns > staged_bytes:
+def _staged(rows: Rows | None, weight_format: int, columns: int, activations: int, staged_bytes: int) -> Rows | None:
+    """`rows` where `activations` times `columns` floats fit in threadgroup memory, a row of the weight is one block of
+    a simdgroup, and no simdgroup is left without an activation; else None."""
+    if rows is None or rows.share > activations or 4 * activations * columns > staged_bytes:
         return None
     return rows if 32 * rows.unroll >= columns // chunk_values(weight_format) else None
 
@@ -69,7 +67,8 @@ def moe_gate_up(
         return moe_gate_up_twin(t, logits, gate_up, params, top_k=top_k)
     weights = expert_arguments(gate_up, columns, GATE_UP)
     tuning = tuning or tuning_for(backend.family)
-    alone = _staged(tuning.gate_up_alone, weights.format, columns, batch, batch, tuning.staged_bytes)
+    chosen = tuning.gate_up_alone if batch == 1 else None
+    alone = _staged(chosen, weights.format, columns, 1, tuning.staged_bytes)
     rows = alone or tuning.gate_up
     if rows.rows not in POWERS_OF_TWO[1:] or rows.passes * rows.rows > SUMS_PER_SIMDGROUP:
         raise KernelError("a simdgroup takes pairs of rows, at most 32 in all", got=str(rows), where=GATE_UP)
@@ -145,11 +144,14 @@ def moe_down(
         return moe_down_twin(h, picks, weights, down, x)
     arguments = expert_arguments(down, columns, DOWN)
     tuning = tuning or tuning_for(backend.family)
-    alone = _staged(tuning.down_alone, arguments.format, columns, batch, batch * top_k, tuning.staged_bytes)
-    if alone and alone.share > top_k:
-        alone = None
+    chosen = tuning.down_alone if batch == 1 else None
+    alone = _staged(chosen, arguments.format, columns, top_k, tuning.staged_bytes)
     rows = alone or tuning.down
-    if batch * rows.rows > SUMS_PER_SIMDGROUP or rows.simdgroups % rows.share:
+    if rows.simdgroups % rows.share:
+        raise KernelError(
+            "the simdgroups are whole shares", expected=f"a multiple of {rows.share}", got=str(rows), where=DOWN
+        )
+    if batch * rows.rows > SUMS_PER_SIMDGROUP:
         raise KernelError("a simdgroup writes at most 32 sums", got=f"{batch} x {rows}", where=DOWN)
     if rows.rows not in POWERS_OF_TWO or -(-top_k // rows.share) * rows.rows > SUMS_PER_SIMDGROUP:
         raise KernelError(

@@ -29,6 +29,7 @@ from mlx_gptoss.kernels.check_here import check_here
 from mlx_gptoss.kernels.check_process import NoProcessError, check_in_process
 from mlx_gptoss.kernels.cuda import shim_text
 from mlx_gptoss.kernels.source import load_kernel
+from mlx_gptoss.kernels.tuning import tuning_for
 
 TIME_LIMIT_S = 60.0
 """For one kernel, compiling and MLX's start included."""
@@ -111,6 +112,7 @@ def machine_key(backend: Backend, shapes: Shapes, kernels: Sequence[str]) -> str
         platform.platform(),
         str(getattr(mx, "__version__", "")),  # a frozen application has no package metadata
         repr(shapes),
+        repr(tuning_for(backend.family)),
         shim_text() if backend.name == "cuda" else "",
         *(f"{kernel} {load_kernel(kernel).digest}" for kernel in kernels),
     ]

@@ -2,8 +2,8 @@
 
 The shader text is the same everywhere; these numbers become its template arguments. `mlx-gptoss bench --tune` finds
 better ones for a machine and keeps them in a file (user_tuning.py). To change those of a family for everyone, run
-`benchmarks/kernels_decode.py --tune`, which times every candidate of each kernel at the released shapes and prints the
-winners as a `Tuning(...)` to paste here, under the family that `family_of` gives for the machine.
+`python -m benchmarks.kernels_decode --tune`, which times candidates of each matrix and attention kernel at the released
+shapes and prints the winners as a `Tuning(...)` to paste here, under the family that `family_of` gives for the machine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,10 @@ class Tuning:
     top_chunk: int = 2048
     staged_bytes: int = 24576
 
+    def having(self, **fields: Any) -> Tuning:
+        """The same but for some fields, by name."""
+        return dataclasses.replace(self, **fields)
+
 
 # Fewer cores want shorter parts of the context to stay busy with, many cores more of them; the matrix kernels' shapes
 # follow from 16-byte lanes and the register file, which Apple's families share.
@@ -94,7 +99,7 @@ TUNINGS: Mapping[str, Tuning] = {
     **{f"m{generation}-pro": _MIDDLE for generation in range(1, 6)},
     **{f"m{generation}-max": _LARGE for generation in range(1, 6)},
     **{f"m{generation}-ultra": _LARGE for generation in range(1, 6)},
-    # Measured with benchmarks/kernels_decode.py --tune on an H100.
+    # Timed on an H100 (benchmarks/results/h100.md).
     "h100": Tuning(
         qkv=Rows(4, 10, 4),
         out=Rows(1, 8, 8),

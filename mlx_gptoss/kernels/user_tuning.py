@@ -20,6 +20,10 @@ from mlx_gptoss.registry import home_folder
 
 VARIABLE = "MLX_GPTOSS_TUNING"
 VERSION = 1
+_MOST = {"rows": 16, "simdgroups": 32, "unroll": 16, "share": 32, "passes": 32}
+"""What a simdgroup's registers and a threadgroup hold."""
+_STAGED_BYTES = 30_720
+"""Of the 32 KB of threadgroup memory that every GPU has; sums need the rest."""
 OPTIONAL = ("gate_up_alone", "down_alone")
 """Fields of Tuning that may be None."""
 _HINT = "Delete the file, or run `mlx-gptoss bench --tune` again."
@@ -85,18 +89,22 @@ def _tuning(family: str, fields: Mapping[str, Any]) -> Tuning:
         if value is None and name in OPTIONAL:
             changes[name] = None
         elif name in OPTIONAL or isinstance(before, Rows | Attention):
-            numbers: dict[str, Any] = {part: _positive(number) for part, number in value.items()}
+            numbers: dict[str, Any] = {part: _positive(number, _MOST.get(part)) for part, number in value.items()}
             changes[name] = Rows(**numbers) if before is None else dataclasses.replace(before, **numbers)
         elif isinstance(before, bool):
             if not isinstance(value, bool):
                 raise ValueError(f"{value!r} is neither true nor false")
             changes[name] = value
+        elif name == "staged_bytes":
+            changes[name] = _positive(value, max(base.staged_bytes, _STAGED_BYTES))
         else:
             changes[name] = _positive(value)
     return dataclasses.replace(base, **changes)
 
 
-def _positive(value: object) -> int:
+def _positive(value: object, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{value!r} is no positive integer")
+    if most is not None and value > most:
+        raise ValueError(f"{value} is more than {most}")
     return value

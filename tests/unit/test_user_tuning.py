@@ -74,7 +74,10 @@ def test_constants_for_one_sequence_may_be_none(mine: Rows | None, family: str) 
      '{"version": 1, "families": {"m4-max": {"qkv": {"bogus": 1}}}}',
      '{"version": 1, "families": {"m4-max": {"qkv": 7}}}',
      '{"version": 1, "families": {"m4-max": {"qkv": null}}}',
-     '{"version": 1, "families": {"m4-max": {"down_alone": {"rows": 2}}}}'],
+     '{"version": 1, "families": {"m4-max": {"down_alone": {"rows": 2}}}}',
+     '{"version": 1, "families": {"m4-max": {"qkv": {"simdgroups": 33}}}}',
+     '{"version": 1, "families": {"m4-max": {"qkv": {"unroll": 100000}}}}',
+     '{"version": 1, "families": {"m4-max": {"staged_bytes": 65536}}}'],
 )  # fmt: skip
 def test_a_broken_file_is_named(file: Path, text: str) -> None:
     file.parent.mkdir()
@@ -115,6 +118,25 @@ def run_search(cost: dict[object, float], bad: tuple[object, ...] = (), seconds:
 def test_the_fastest_wins_field_by_field() -> None:
     best = run_search({Rows(2, 2, 2): -0.2, Rows(1, 1, 1): -0.1, Attention(1, 1): -0.3})
     assert best == dataclasses.replace(START, qkv=Rows(2, 2, 2), full=Attention(1, 1))
+
+
+def test_a_field_is_asked_without_what_hides_it() -> None:
+    start = Tuning(down_alone=Rows(1, 22, 3))
+    asked = (
+        Question("down", (Rows(4, 4, 1, share=2), Rows(2, 4, 1, share=4)), without="down_alone"),
+        Question("down_alone", (None, Rows(2, 11, 3))),
+    )
+    cost = {Rows(2, 4, 1, share=4): 0.1, Rows(1, 22, 3): 0.0, Rows(2, 11, 3): 0.2}
+    seen: list[tuple[Rows, Rows | None]] = []
+
+    def timed(tuning: Tuning, context: int) -> float:
+        seen.append((tuning.down, tuning.down_alone))
+        return 1.0 + cost.get(tuning.down_alone or tuning.down, 0.5)
+
+    until = time.monotonic() + 60
+    best = search(iter(asked), start, check=lambda *_: True, timed=timed, until=until, say=lambda _: None)
+    assert best == dataclasses.replace(start, down=Rows(2, 4, 1, share=4))
+    assert {alone for _, alone in seen[: len(seen) // 2]} == {None}
 
 
 def test_wrong_answers_never_win() -> None:
@@ -176,7 +198,10 @@ def test_a_step_is_timed_under_its_constants() -> None:
 
 def test_every_question_is_about_a_field() -> None:
     fields = {item.name for item in dataclasses.fields(Tuning)}
-    for question in questions():
+    asked = list(questions(packaged_tuning("h100")))
+    assert set(user_tuning.OPTIONAL) < {question.field for question in asked}
+    assert "down_alone" not in {question.field for question in questions(packaged_tuning(FAMILY))}  # it does not fit
+    for question in asked:
         assert question.field in fields
         assert len(set(question.candidates)) == len(question.candidates) > 1
         kinds = {type(candidate) for candidate in question.candidates}
