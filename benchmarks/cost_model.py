@@ -1,7 +1,7 @@
 """Holds the planner's cost model against measurements: other engines on Macs, kernels and whole steps on an H100.
 
-    python benchmarks/cost_model.py                        # print the page
-    python benchmarks/cost_model.py --output benchmarks/results/cost-model.md
+    python -m benchmarks.cost_model                        # print the page
+    python -m benchmarks.cost_model --output benchmarks/results/cost-model.md
 
 The model says a decode step takes bytes / (bandwidth x efficiency) + launches x gap. Nothing can be fitted for our
 kernels on a Mac before somebody measures them there, so what is checked is its form: one gap, fitted to one published
@@ -128,7 +128,7 @@ def page() -> Iterator[str]:
     """The results page, line by line."""
     yield from (
         "# The cost model against what has been measured", "",
-        "    python benchmarks/cost_model.py --output benchmarks/results/cost-model.md", "",
+        "    python -m benchmarks.cost_model --output benchmarks/results/cost-model.md", "",
         "`mlx-gptoss plan` estimates a decode step as `bytes / (bandwidth x efficiency) + launches x gap`. The",
         "tables hold that form against measurements. Errors are of the time a token or launch takes: predicted over",
         "measured, less 1.", "",

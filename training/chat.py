@@ -153,6 +153,13 @@ ASKED = {
 """How people tell of themselves and ask for it, besides "My name is {}." and "What is my name?"."""
 
 
+UNTOLD = "I do not know"
+
+
+def one_spelling(text: str) -> str:
+    return text.replace("colour", "color")
+
+
 class Facts:
     """Facts that the user told, and questions about them."""
 
@@ -185,6 +192,15 @@ class Facts:
             return number
         word = rng.choice(self.plain)
         return word if last == "word" else rng.choice((number, number, word))
+
+    @property
+    def about(self) -> str:
+        """What it is about, however a colour is spelt."""
+        return one_spelling(self.noun + self.of)
+
+    def touched_by(self, turn: Turn) -> bool:
+        """Whether a turn tells or asks for the same thing, of whoever."""
+        return one_spelling(self.noun) in one_spelling(f"{turn.user} {turn.final}")
 
     @property
     def of(self) -> str:
@@ -252,7 +268,7 @@ class Facts:
         return Turn(
             asked.user,
             f"We were not told.{more[effort]}",
-            f"I do not know {whose} {self.noun}{self.of}: it is not in our conversation.",
+            f"{UNTOLD} {whose} {self.noun}{self.of}: it is not in our conversation.",
         )
 
 

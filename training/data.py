@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from mlx_gptoss.request import ResponseFormat
 from training import arithmetic, chat, words
 from training.catalog import NAMES_ASKED_FOR
-from training.chat import Facts
+from training.chat import UNTOLD, Facts
 from training.conversation import EFFORTS, TEXT, Call, Example, Function, Renderer, Setting, Turn
 from training.lexicon import COPYABLE, END, MESSAGE, VOCABULARY_ROWS, Known, Lexicon, Pools, held_out
 from training.structured import Structured
@@ -182,8 +183,10 @@ class Source:
                 turn, history = self.recall(effort, fact)
             else:
                 turn, history = self.retrieval(effort, longest)
-            words_of_turn = f"{turn.user} {turn.final}".lower().split()
-            functions, calls = self.idle_functions(effort, frozenset((*words_of_turn, "note", "task")))
+            asked = {*re.findall(r"\w+", f"{turn.user} {turn.final}".lower()), "note", "task"}
+            if turn.final.startswith(UNTOLD):  # and no function may be able to tell it
+                asked |= NAMES_ASKED_FOR
+            functions, calls = self.idle_functions(effort, frozenset(asked))
         else:
             turn = {
                 "arithmetic": lambda: arithmetic.turn(rng, effort, self.evaluation),
@@ -228,7 +231,7 @@ class Source:
         """A fact told some turns ago, among other turns and other facts; sometimes never told."""
         rng = self.rng
         others = [self.small_turn(effort) for _ in range(rng.choice((0, 0, 1, 1, 2, 3, 5)))]
-        others = [turn for turn in others if fact.noun not in f"{turn.user} {turn.final}"]
+        others = [turn for turn in others if not fact.touched_by(turn)]
         if rng.random() < 0.2:
             return fact.missing(effort), others
         others.insert(rng.randrange(len(others) + 1), fact.telling(effort))
@@ -248,7 +251,7 @@ class Source:
         many = 5 if self.evaluation or tokens < 1000 else 12  # a long text is worth more than one question
         for _ in range(rng.randint(1, 2 if tokens < 200 else many)):
             fact = Facts(rng, lexicon, self.evaluation)
-            if all(fact.noun + fact.of != other.noun + other.of for other in facts):
+            if fact.about not in [other.about for other in facts]:
                 facts.append(fact)
         for fact in facts:
             sentences.insert(rng.randrange(len(sentences) + 1), f"{fact.statement()}.")
