@@ -156,7 +156,9 @@ class ModelConfig:
         yarn, rope_theta = _read_openai_rope(read) if original else _read_rope(data, where)
         if original:
             window_length = read.integer("initial_context_length")
-            max_positions = round(window_length * (yarn.factor if yarn is not None else 1.0))
+            stretched = window_length * (yarn.factor if yarn is not None else 1.0)
+            whole = round(stretched) if math.isfinite(stretched) else stretched
+            max_positions = positive_integer(whole, "initial_context_length` times its `rope_scaling_factor", where)
         else:
             max_positions = read.integer("max_position_embeddings")
         config = cls(

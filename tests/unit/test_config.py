@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlx_gptoss.config import ModelConfig, YarnConfig
@@ -232,7 +232,9 @@ _JUNK = st.recursive(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(sorted(RELEASED)), _JUNK)
+@given(st.sampled_from(sorted({*RELEASED, *OPENAI})), _JUNK)
+@example("initial_context_length", 2**27)
+@example("rope_scaling_factor", 1e308)
 def test_any_value_is_read_or_refused(key: str, value: object) -> None:
     for base in (RELEASED, _transformers_5(), OPENAI):
         try:
