@@ -130,8 +130,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 return
             cut = hub.cut_after.pop(file, None)
             sent = body if cut is None else body[:cut]
-            self.wfile.write(sent)
+            # Counted first: a test may look as soon as the client has the bytes.
             hub.bytes_sent[file] = hub.bytes_sent.get(file, 0) + len(sent)
+            self.wfile.write(sent)
             if cut is not None:
                 self.wfile.flush()
                 self.close_connection = True
