@@ -2,20 +2,6 @@
 #pragma once
 #include "common.h"
 
-// Eight values from element 8 i.
-METAL_FUNC void read8(const device float* x, int i, thread float* out) {
-  float4 a = read4(x, 2 * i);
-  float4 b = read4(x, 2 * i + 1);
-  out[0] = a.x;
-  out[1] = a.y;
-  out[2] = a.z;
-  out[3] = a.w;
-  out[4] = b.x;
-  out[5] = b.y;
-  out[6] = b.z;
-  out[7] = b.w;
-}
-
 // Eight values from element 8 i as they lie in memory: 4 words of two, or 8 of one. `unpack8` makes them floats; its
 // pointer only says the type.
 METAL_FUNC void load8(const device float* x, int i, thread uint* raw) {
@@ -69,6 +55,13 @@ METAL_FUNC void unpack8(const device bfloat16_t*, const thread uint* raw, thread
     out[2 * i] = low_bf16(raw[i]);
     out[2 * i + 1] = high_bf16(raw[i]);
   }
+}
+
+// Eight values from element 8 i.
+METAL_FUNC void read8(const device float* x, int i, thread float* out) {
+  uint raw[8];
+  load8(x, i, raw);
+  unpack8(x, raw, out);
 }
 
 // Two 16-bit values of a word. The pointer only says their type.
