@@ -42,6 +42,11 @@ HIDDEN, INNER, HEADS, KV_HEADS, TOP_K, WINDOW = 2880, 2880, 64, 8, 4, 128
 EXPERTS = {"20b": 32, "120b": 128}
 _DECODED: dict[int, mx.array] = {}
 CANDIDATES = (
+    Tile(128, 256, 4, 2, 2, True, 3),
+    Tile(256, 128, 8, 1, 2, True, 3),
+    Tile(128, 128, 4, 1, 2, True, 3),
+    Tile(64, 256, 4, 2, 1, True, 3),
+    Tile(64, 128, 4, 1, 1, True, 3),
     Tile(128, 128, 2, 2, 4, True),
     Tile(128, 128, 2, 2, 2, True),
     Tile(128, 128, 2, 2, 1, True),

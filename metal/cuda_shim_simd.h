@@ -270,4 +270,51 @@ MSL_FN void simdgroup_load_right_2x2(
   b0.transposed = b1.transposed = c0.transposed = c1.transposed = true;
 }
 
+// Copies past the registers, of 16 bytes.
+#define DEVICE_COPY_ASYNC 1
+MSL_FN void device_copy_async(uint4* to, const uint4* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+      :: "r"(uint(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
+MSL_FN void device_copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING>
+MSL_FN void device_copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory"); }
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// See tiles.h. Both operands are rows of 128 bytes, swizzled, from 1024 bytes on.
+#define SIMDGROUPS_MATRIX_64X128 1
+MSL_FN void simdgroups_multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+MSL_FN void simdgroups_multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until all but the last PENDING are done.
+template <int PENDING>
+MSL_FN void simdgroups_multiply_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(PENDING) : "memory"); }
+MSL_FN void simdgroups_multiply_publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+MSL_FN ulong msl_swizzled(const void* p) {
+  return ulong(uint(__cvta_generic_to_shared(p)) >> 4) | 1ul << 16 | 64ul << 32 | 1ul << 62;
+}
+template <typename T>
+MSL_FN void simdgroups_multiply_accumulate_64x128x16(
+    simdgroup_float8x8* d0, simdgroup_float8x8* d1, const uint4* left, const uint4* right, int chunk, uint);
+#define MSL_FOUR(j) "+f"(d0[j].elements.x), "+f"(d0[j].elements.y), "+f"(d1[j].elements.x), "+f"(d1[j].elements.y)
+#define MSL_64X128(T, name)                                                                                       \
+  template <>                                                                                                     \
+  MSL_FN void simdgroups_multiply_accumulate_64x128x16<T>(                                                        \
+      simdgroup_float8x8* d0, simdgroup_float8x8* d1, const uint4* left, const uint4* right, int chunk, uint) {   \
+    asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; "                                                           \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " {"                                         \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                  \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                        \
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                        \
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                       \
+        "%64, %65, p, 1, 1, 0, 0;}"                                                                               \
+        : MSL_FOUR(0), MSL_FOUR(1), MSL_FOUR(2), MSL_FOUR(3),                                                     \
+          MSL_FOUR(4), MSL_FOUR(5), MSL_FOUR(6), MSL_FOUR(7),                                                     \
+          MSL_FOUR(8), MSL_FOUR(9), MSL_FOUR(10), MSL_FOUR(11),                                                   \
+          MSL_FOUR(12), MSL_FOUR(13), MSL_FOUR(14), MSL_FOUR(15)                                                  \
+        : "l"(msl_swizzled(left + chunk)), "l"(msl_swizzled(right + chunk)) : "memory");                          \
+  }
+MSL_64X128(bfloat, "bf16")
+MSL_64X128(half, "f16")
+#endif
+
 }  // namespace metal

@@ -4,89 +4,12 @@
 // from registers to the other buffer, decoded on the way, and those of the one after it are read: a read has a whole
 // step to arrive, and decoding fills the gaps between products. Two buffers make one barrier a step enough.
 #pragma once
-#include "mxfp4.h"
-#include "tiles.h"
-
-// SIMD_M x SIMD_N simdgroups share a BM x BN tile; each holds TM x TN blocks of the result.
-template <int BM, int BN, int SIMD_M, int SIMD_N>
-struct TileResult {
-  simdgroup_matrix<float, 8, 8> block[BM / SIMD_M / 8][BN / SIMD_N / 8];
-};
-
-// Rows of a tile of which no more than `quarters` quarters hold any: a multiple of BM / parts.
-constexpr int tile_part(int bm, int parts, int quarters) {
-  return (quarters * parts + 3) / 4 * (bm / parts);
-}
+#include "mxfp4_words.h"
+#include "tile_result.h"
 
 // uint4s of threadgroup memory for the buffers of a tile: two steps of 32 values a row.
 constexpr int grouped_memory(int bm, int bn) {
   return (bm + bn) * 8;
-}
-
-// A word's lower (upper) four nibbles so that neighbours lie 16 bits apart, as mxfp4_pair wants them: 0 and 1 for pair
-// 0, 2 and 3 for pair 2. Other bits are left over from their neighbours.
-METAL_FUNC uint spread_low(uint word) {
-  return (word & 0x0000ffffu) | (word << 12);
-}
-
-METAL_FUNC uint spread_high(uint word) {
-  return (word >> 16) | ((word >> 4) & 0xffff0000u);
-}
-
-// Eight weights of one word, still without their scale. The device multiplies 16-bit subnormals exactly: a nibble moved
-// into a bfloat is its value times 2^-126.
-METAL_FUNC uint4 decode_word_subnormal(uint word) {
-  bfloat2 up = as_type<bfloat2>(0x7e807e80u);
-  uint low = spread_low(word);
-  uint high = spread_high(word);
-  uint4 out;
-  out.x = as_type<uint>(as_type<bfloat2>(((low << 6) & 0x01c001c0u) | ((low << 12) & 0x80008000u)) * up);
-  out.y = as_type<uint>(as_type<bfloat2>(((low >> 2) & 0x01c001c0u) | ((low << 4) & 0x80008000u)) * up);
-  out.z = as_type<uint>(as_type<bfloat2>(((high << 6) & 0x01c001c0u) | ((high << 12) & 0x80008000u)) * up);
-  out.w = as_type<uint>(as_type<bfloat2>(((high >> 2) & 0x01c001c0u) | ((high << 4) & 0x80008000u)) * up);
-  return out;
-}
-
-METAL_FUNC bfloat2 twice(uint bits) {
-  return as_type<bfloat2>(bits | (bits << 16));
-}
-
-METAL_FUNC uint4 scaled(uint4 v, bfloat2 factor) {
-  uint4 out;
-  out.x = as_type<uint>(as_type<bfloat2>(v.x) * factor);
-  out.y = as_type<uint>(as_type<bfloat2>(v.y) * factor);
-  out.z = as_type<uint>(as_type<bfloat2>(v.z) * factor);
-  out.w = as_type<uint>(as_type<bfloat2>(v.w) * factor);
-  return out;
-}
-
-template <typename T>
-METAL_FUNC uint4 decode_word(uint word, float scale) {
-  uint4 out;
-  uint low = spread_low(word);
-  uint high = spread_high(word);
-  half2 a = mxfp4_pair(low, 0);
-  half2 b = mxfp4_pair(low, 2);
-  half2 c = mxfp4_pair(high, 0);
-  half2 d = mxfp4_pair(high, 2);
-  out.x = pack2<T>(float(a.x) * scale, float(a.y) * scale);
-  out.y = pack2<T>(float(b.x) * scale, float(b.y) * scale);
-  out.z = pack2<T>(float(c.x) * scale, float(c.y) * scale);
-  out.w = pack2<T>(float(d.x) * scale, float(d.y) * scale);
-  return out;
-}
-
-// COUNT words of a block with this exponent, to every eighth uint4 from `to` on. No branches: a product's instructions
-// can mix with these.
-template <typename T, int COUNT, bool SUBNORMAL>
-METAL_FUNC void decode_words(const thread uint* words, uint exponent, threadgroup uint4* to) {
-  // The exponent of zero stands for 2^-127, a subnormal bfloat.
-  bfloat2 factor = twice(metal::max(exponent << 7, 0x40u));
-  float scale = mxfp4_scale(exponent);
-#pragma clang loop unroll(full)
-  for (int j = 0; j < COUNT; ++j) {
-    to[j * 8] = SUBNORMAL ? scaled(decode_word_subnormal(words[j]), factor) : decode_word<T>(words[j], scale);
-  }
 }
 
 // One thread's weights on their way from device to threadgroup memory: its block of 32 of each row it looks after. Two
@@ -142,8 +65,11 @@ METAL_FUNC void place_weights(
   words[0] = HALF == 0 ? weights.words[round].x : weights.words[round].z;
   words[1] = HALF == 0 ? weights.words[round].y : weights.words[round].w;
   int strip = (round * SIMDS + int(simdgroup)) * 2 + int(lane) / 16;
-  decode_words<T, 2, SUBNORMAL>(
-      words, weights.exponent[round], right + (strip * 4 + int(lane) / 8 % 2 * 2) * 8 + int(lane) % 8);
+  uint4 values[2];
+  decode_words<T, 2, SUBNORMAL>(words, weights.exponent[round], values);
+  threadgroup uint4* to = right + (strip * 4 + int(lane) / 8 % 2 * 2) * 8 + int(lane) % 8;
+  to[0] = values[0];
+  to[8] = values[1];
 }
 
 // One step: multiplies the buffer at `left` and `right`, fills the other one for the step after it (half HALF of its
@@ -167,8 +93,8 @@ METAL_FUNC void grouped_step(
   constexpr int TN = BN / SIMD_N / 8;
   constexpr int LOADS = BM / 8 / SIMDS;
   constexpr int ROUNDS = BN / 16 / SIMDS;
-  const threadgroup T* a = (const threadgroup T*)left + int(simdgroup) / SIMD_N * TM * 256;
-  const threadgroup T* b = (const threadgroup T*)right + int(simdgroup) % SIMD_N * TN * 256;
+  const threadgroup T* a = (const threadgroup T*)left + int(simdgroup) % SIMD_M * 512;
+  const threadgroup T* b = (const threadgroup T*)right + int(simdgroup) / SIMD_M * TN * 256;
 #pragma clang loop unroll(full)
   for (int k = 0; k < 4; k += 2) {
     simdgroup_matrix<T, 8, 8> b0[TN];
@@ -183,7 +109,7 @@ METAL_FUNC void grouped_step(
       simdgroup_matrix<T, 8, 8> a01;
       simdgroup_matrix<T, 8, 8> a10;
       simdgroup_matrix<T, 8, 8> a11;
-      load_left(a00, a01, a10, a11, a + m * 256 + k * 64, 8, 64, 256);
+      load_left(a00, a01, a10, a11, a + m * SIMD_M * 256 + k * 64, 8, 64, 256);
       if (k == 2 && m == TM - 2) {
         place_rows<LOADS, SIMDS>(rows, next_left, simdgroup, lane);
         fetch_rows<LOADS>(sources, at, rows);
@@ -280,9 +206,4 @@ METAL_FUNC void grouped_tile(
         simdgroup, lane, result);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-}
-
-// Floats between two rows of a simdgroup's 8-row strip of results on their way out, padded against bank conflicts.
-constexpr int strip_stride(int tn) {
-  return tn * 8 + 8;
 }

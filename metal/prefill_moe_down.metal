@@ -26,9 +26,6 @@ METAL_FUNC void down_tile(
     int simdgroup,
     uint lane) {
   constexpr int SIMDS = SIMD_M * SIMD_N;
-  constexpr int TM = BM / SIMD_M / 8;
-  constexpr int TN = BN / SIMD_N / 8;
-  constexpr int STRIDE = strip_stride(TN);
   int rows[BM / 8 / SIMDS];
   for (int i = 0; i < BM / 8 / SIMDS; ++i) {
     rows[i] = first + metal::min((i * SIMDS + simdgroup) * 8 + int(lane) % 8, valid - 1);
@@ -36,31 +33,7 @@ METAL_FUNC void down_tile(
   TileResult<BM, BN, SIMD_M, SIMD_N> result;
   grouped_tile<T, K, BM, BN, SIMD_M, SIMD_N, SUBNORMAL>(
       h, rows, blocks, scales, expert * N + column, expert * N + N - 1, memory, uint(simdgroup), lane, result);
-
-  threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
-  int base = column + simdgroup % SIMD_N * TN * 8;
-#pragma clang loop unroll(full)
-  for (int i = 0; i < TM; ++i) {
-    int row = (simdgroup / SIMD_N * TM + i) * 8;
-    if (row < valid) {
-#pragma clang loop unroll(full)
-      for (int j = 0; j < TN; ++j) {
-        simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
-      }
-      simdgroup_barrier(mem_flags::mem_threadgroup);
-      int r = row + int(lane) / 4;
-      const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
-      for (int u = int(lane) % 4; u < TN * 4; u += 4) {
-        int n = base + 2 * u;
-        if (r < valid && n < N) {
-          device uint* to = (device uint*)(y + size_t(first + r) * N + n);
-          *to = pack2<T>(
-              from[2 * u] + float(bias[expert * N + n]), from[2 * u + 1] + float(bias[expert * N + n + 1]));
-        }
-      }
-      simdgroup_barrier(mem_flags::mem_threadgroup);
-    }
-  }
+  write_rows<T, B, N>(result, bias, y, expert, first, valid, column, memory, simdgroup, lane);
 }
 
 template <typename T, typename B, int K, int N, int BM, int BN, int SIMD_M, int SIMD_N, int PARTS,

@@ -30,9 +30,6 @@ METAL_FUNC void gate_up_tile(
     int simdgroup,
     uint lane) {
   constexpr int SIMDS = SIMD_M * SIMD_N;
-  constexpr int TM = BM / SIMD_M / 8;
-  constexpr int TN = BN / SIMD_N / 8;
-  constexpr int STRIDE = strip_stride(TN);
   int rows[BM / 8 / SIMDS];
   for (int i = 0; i < BM / 8 / SIMDS; ++i) {
     int r = metal::min((i * SIMDS + simdgroup) * 8 + int(lane) % 8, valid - 1);
@@ -41,39 +38,7 @@ METAL_FUNC void gate_up_tile(
   TileResult<BM, BN, SIMD_M, SIMD_N> result;
   grouped_tile<T, K, BM, BN, SIMD_M, SIMD_N, SUBNORMAL>(
       x, rows, blocks, scales, expert * N + column, expert * N + N - 1, memory, uint(simdgroup), lane, result);
-
-  threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
-  int base = column + simdgroup % SIMD_N * TN * 8;
-#pragma clang loop unroll(full)
-  for (int i = 0; i < TM; ++i) {
-    int row = (simdgroup / SIMD_N * TM + i) * 8;
-    if (row < valid) {
-#pragma clang loop unroll(full)
-      for (int j = 0; j < TN; ++j) {
-        simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
-      }
-      simdgroup_barrier(mem_flags::mem_threadgroup);
-      // Four lanes a row; two units (pairs of gate and linear) at a time, a word of output.
-      int r = row + int(lane) / 4;
-      const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
-      for (int u = int(lane) % 4 * 2; u < TN * 4; u += 8) {
-        int n = base + 2 * u;
-        if (r < valid && n < N) {
-          float y[2];
-#pragma clang loop unroll(full)
-          for (int j = 0; j < 2; ++j) {
-            const device B* b = bias + expert * N + n + 2 * j;
-            float gate = metal::min(from[2 * (u + j)] + float(b[0]), params[1]);
-            float linear = from[2 * (u + j) + 1] + float(b[1]);
-            linear = metal::max(metal::min(linear, params[1]), -params[1]);
-            y[j] = gate / (1.0f + metal::exp(-params[2] * gate)) * (linear + 1.0f);
-          }
-          *(device uint*)(h + size_t(first + r) * (N / 2) + n / 2) = pack2<T>(y[0], y[1]);
-        }
-      }
-      simdgroup_barrier(mem_flags::mem_threadgroup);
-    }
-  }
+  write_swiglu<T, B, N>(result, bias, params, h, expert, first, valid, column, memory, simdgroup, lane);
 }
 
 template <typename T, typename B, int K, int N, int TOPK, int BM, int BN, int SIMD_M, int SIMD_N, int PARTS,

@@ -29,6 +29,8 @@ _MAGIC = (b"\x7fELF", b"\x50\xed\x55\xba")
 """How device code begins: a cubin, or a container of compressed ones."""
 _HASH_BYTES = 32
 _SHIM = ("cuda_shim.h", "cuda_shim_simd.h")
+_ALL_OF_IT = {"sm_90": "sm_90a"}
+"""Architectures whose code may use what no later one has: the H100's products of four simdgroups together."""
 
 _VariantKey = tuple[object, ...]
 
@@ -37,6 +39,7 @@ _VariantKey = tuple[object, ...]
 class _Variant:
     entry: str
     cubin: bytes
+    memory: int
 
 
 class CudaBackend:
@@ -45,7 +48,7 @@ class CudaBackend:
     name = "cuda"
 
     def __init__(self, architecture: str, family: str, cache_folder: Path | None = None) -> None:
-        self.architecture = architecture
+        self.architecture = _ALL_OF_IT.get(architecture, architecture)
         self.family = family
         self._folder = cubin_folder() if cache_folder is None else cache_folder
         self._variants: dict[_VariantKey, _Variant] = {}
@@ -80,6 +83,7 @@ class CudaBackend:
             scalars=[],
             grid=grid,
             threadgroup=threadgroup,
+            shared_memory=variant.memory,
             ensure_row_contiguous=True,
         )
 
@@ -95,7 +99,7 @@ class CudaBackend:
         if threads % 32:
             raise KernelError("a threadgroup is whole simdgroups", got=f"{threads} threads", where=kernel.name)
         text = translate(kernel, template, [array.dtype for array in inputs], output_dtypes, threads)
-        return _Variant(text.entry, device_code(text, self.architecture, self._folder))
+        return _Variant(text.entry, device_code(text, self.architecture, self._folder), text.memory)
 
 
 def device_code(text: CudaText, architecture: str, folder: Path | None) -> bytes:

@@ -6,6 +6,7 @@ text whose comments are stripped already:
     device, thread                       erased (a macro would break CUDA's own `__device__`)
     constant                             `const`; tables at namespace scope become `__device__ const`
     threadgroup T name[...];             `__shared__`, 16-byte aligned, as Metal aligns it
+    threadgroup T name[MEMORY / n];      `extern __shared__`, where that is more than a text may declare
     threadgroup T* and the like          erased
     [[...]]                              erased
     v.xy                                 v.xy()
@@ -79,6 +80,9 @@ _TYPE = r"[A-Za-z_][\w:]*(?:\s*<[^;{}()]*?>)?"
 _SHARED = re.compile(
     rf"\bthreadgroup\s+({_TYPE})\s+(\w+\s*(?:\[[^;={{}}]*\])?\s*(?:,\s*\w+\s*(?:\[[^;={{}}]*\])?\s*)*;)"
 )
+_MEMORY = re.compile(r"__shared__ __align__\(16\) (\w+ \w+)\s*\[\s*MEMORY[^;]*;")
+_DECLARED_BYTES = 48 * 1024
+"""Of threadgroup memory, as much as a text may declare; what MEMORY bytes are beyond that, the launch asks for."""
 _TABLE = re.compile(r"\b(?:static\s+)?constant\s+((?:constexpr\s+|const\s+|static\s+)*)([^;(){}*&=]*?)=")
 _CONST_CONSTANT = re.compile(r"\bconst\s+constant\b|\bconstant\s+const\b|\bconstant\b")
 _SPACE = re.compile(r"\b(?:device|threadgroup|thread)\b(?!\s*\()")
@@ -86,11 +90,13 @@ _SPACE = re.compile(r"\b(?:device|threadgroup|thread)\b(?!\s*\()")
 
 @dataclass(frozen=True, slots=True)
 class CudaText:
-    """One compilable CUDA program: the text after the shim, the name of its entry, and a hash of both."""
+    """One compilable CUDA program: the text after the shim, the name of its entry, a hash of both, and the bytes of
+    threadgroup memory that a launch has to ask for."""
 
     entry: str
     text: str
     digest: str
+    memory: int = 0
 
 
 def translate(
@@ -123,6 +129,11 @@ def translate(
         parameters.append(f"{BUILTINS[name]} {name}")
         arguments.append(_VALUES[name])
     body = rewrite(kernel.source)
+    memory = dict(template).get("MEMORY", 0)
+    if isinstance(memory, int) and memory > _DECLARED_BYTES:
+        body = _MEMORY.sub(r"extern __shared__ __align__(1024) \1[];", body)
+    else:
+        memory = 0
     header = rewrite(kernel.header)
     head, call = "", f"{kernel.name}_body"
     if template:
@@ -137,7 +148,7 @@ def translate(
     )
     digest = hashlib.sha256(program.encode()).hexdigest()
     entry = f"{kernel.name}_{digest[:12]}"
-    return CudaText(entry, f"#define ENTRY {entry}\n{program}", digest)
+    return CudaText(entry, f"#define ENTRY {entry}\n{program}", digest, memory)
 
 
 def rewrite(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 
 from mlx_gptoss.errors import KernelError
@@ -15,6 +17,7 @@ from mlx_gptoss.weights import MXFP4_BITS, MXFP4_GROUP, Experts
 GATE_UP = "prefill_moe_gate_up"
 DOWN = "prefill_moe_down"
 SUM = "prefill_moe_sum"
+TOGETHER = ".together"
 _TILED = (mx.bfloat16, mx.float16)
 _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
 
@@ -42,9 +45,9 @@ def prefill_moe_gate_up(
         return prefill_moe_gate_up_twin(x, gate_up, routing, params)
     if gate_up.rows % 4:
         raise KernelError("I is even", got=str(gate_up.rows // 2), where=GATE_UP)
-    tile = (tuning or prefill_tuning_for(backend.family)).gate_up
+    tile = _tile_of((tuning or prefill_tuning_for(backend.family)).gate_up, gate_up, x.shape[1], routing)
     return backend.launch(
-        load_kernel(GATE_UP),
+        load_kernel(GATE_UP + (TOGETHER if tile.buffers else "")),
         [x, arguments.weight, arguments.scales, gate_up.bias, routing.order, routing.tiles, params],
         [
             ("T", x.dtype),
@@ -52,7 +55,7 @@ def prefill_moe_gate_up(
             ("K", x.shape[1]),
             ("N", gate_up.rows),
             ("TOPK", top_k),
-            *_tile_arguments(tile, routing, x.dtype),
+            *_tile_arguments(tile, x.shape[1], x.dtype),
         ],
         _grid(tile, gate_up.rows, routing),
         (tile.threads, 1, 1),
@@ -85,16 +88,16 @@ def prefill_moe_down(
         return prefill_moe_down_twin(h, down, routing)
     if down.rows % 2:
         raise KernelError("N is even", got=str(down.rows), where=DOWN)
-    tile = (tuning or prefill_tuning_for(backend.family)).down
+    tile = _tile_of((tuning or prefill_tuning_for(backend.family)).down, down, h.shape[1], routing)
     return backend.launch(
-        load_kernel(DOWN),
+        load_kernel(DOWN + (TOGETHER if tile.buffers else "")),
         [h, arguments.weight, arguments.scales, down.bias, routing.tiles],
         [
             ("T", h.dtype),
             ("B", down.bias.dtype),
             ("K", h.shape[1]),
             ("N", down.rows),
-            *_tile_arguments(tile, routing, h.dtype),
+            *_tile_arguments(tile, h.shape[1], h.dtype),
         ],
         _grid(tile, down.rows, routing),
         (tile.threads, 1, 1),
@@ -177,15 +180,24 @@ def _dense(experts: Experts, dtype: mx.Dtype) -> mx.array:
     return experts.weight.astype(dtype)
 
 
-def _tile_arguments(tile: Tile, routing: Routing, dtype: mx.Dtype) -> list[tuple[str, int | bool]]:
+def _tile_of(tile: Tile, experts: Experts, inner: int, routing: Routing) -> Tile:
+    """The tile, without `buffers` where these weights cannot be taken a pair of blocks a time, scales by 16 bytes."""
     if tile.rows != routing.tile_rows:
         raise KernelError("the tiles were cut for other rows", expected=str(tile.rows), got=str(routing.tile_rows))
+    if inner % (2 * MXFP4_GROUP) or experts.rows * inner % (16 * MXFP4_GROUP):
+        return replace(tile, buffers=0)
+    return tile
+
+
+def _tile_arguments(tile: Tile, inner: int, dtype: mx.Dtype) -> list[tuple[str, int | bool]]:
+    together = [("BUFFERS", tile.buffers), ("MEMORY", tile.memory(inner))] if tile.buffers else []
     return [
         ("BM", tile.rows),
         ("BN", tile.columns),
         ("SIMD_M", tile.simd_rows),
         ("SIMD_N", tile.simd_columns),
         ("PARTS", tile.parts),
+        *together,
         ("SUBNORMAL", tile.subnormal and dtype == mx.bfloat16),
     ]
 

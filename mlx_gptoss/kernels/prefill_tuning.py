@@ -14,7 +14,9 @@ class Tile:
     """A grouped product's tile: `rows` x `columns` by `simd_rows` x `simd_columns` simdgroups.
 
     An expert's last tile has as many of its `parts` (1, 2 or 4) as it needs. `subnormal`: the GPU multiplies subnormal
-    bfloats exactly, so that MXFP4 decodes in a few operations a pair (else through half and float).
+    bfloats exactly, so that MXFP4 decodes in a few operations a pair (else through half and float). `buffers`, 3 or 4:
+    four simdgroups multiply together, in far more threadgroup memory than Apple's GPUs have; `simd_rows` is a multiple
+    of 4 then, 128 columns go to each of `simd_columns`, and a part has 16 rows or a multiple for each of `simd_rows`.
     """
 
     rows: int
@@ -23,6 +25,11 @@ class Tile:
     simd_columns: int
     parts: int = 1
     subnormal: bool = False
+    buffers: int = 0
+
+    def memory(self, inner: int) -> int:
+        """Bytes of threadgroup memory that `buffers` take in a product over `inner` values."""
+        return (self.rows + self.columns) * 128 * self.buffers + self.columns * (96 + inner // 32)
 
     @property
     def threads(self) -> int:
@@ -42,10 +49,11 @@ class PrefillTuning:
 
 
 _APPLE = PrefillTuning()
+_HOPPER = Tile(128, 256, 4, 2, 2, True, 3)
 
 TUNINGS: Mapping[str, PrefillTuning] = {
     **{f"m{generation}{size}": _APPLE for generation in range(1, 6) for size in ("", "-pro", "-max", "-ultra")},
-    "h100": PrefillTuning(gate_up=Tile(128, 128, 2, 2, 4, True), down=Tile(128, 128, 2, 2, 4, True)),
+    "h100": PrefillTuning(gate_up=_HOPPER, down=_HOPPER),
     "bench": PrefillTuning(
         gate_up=Tile(32, 32, 1, 2, 2), down=Tile(32, 64, 2, 1), sort_threads=128, rope_threads=64, sum_threads=32
     ),

@@ -101,7 +101,7 @@ _PARAMETER = re.compile(r"^(typename|int|bool)\s+(\w+)$")
 
 @cache
 def load_kernel(name: str) -> KernelSource:
-    """Read `metal/<name>.metal` with everything it includes.
+    """Read `metal/<name>.metal` with everything it includes. `<name>.<text>` is another text of the kernel `name`.
 
     Raises KernelError when the file or one of its includes is missing, or when the entry is not in the shape above.
     """
@@ -117,6 +117,7 @@ def parse_kernel(name: str, files: Mapping[str, str]) -> KernelSource:
     if len(entries) != 1:
         raise KernelError("a kernel file has one [[kernel]] function", got=str(len(entries)), where=where)
     entry = entries[0]
+    name = name.partition(".")[0]
     if entry.group(2) != name:
         raise KernelError("the kernel is named as its file", expected=name, got=entry.group(2), where=where)
     closing = _matching(text, entry.end() - 1, "(", ")", where)
@@ -134,6 +135,11 @@ def parse_kernel(name: str, files: Mapping[str, str]) -> KernelSource:
 
 def kernel_names() -> tuple[str, ...]:
     """The names of all kernels that ship, sorted."""
+    return tuple(sorted({name.partition(".")[0] for name in text_names()}))
+
+
+def text_names() -> tuple[str, ...]:
+    """What `load_kernel` reads: the kernels' names, and `<name>.<text>` for each further text of one."""
     return tuple(sorted(name.removesuffix(".metal") for name in _package_files() if name.endswith(".metal")))
 
 

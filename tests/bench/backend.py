@@ -20,7 +20,7 @@ from mlx_gptoss.kernels.backend import Size3, Template, check_launch
 from mlx_gptoss.kernels.source import KernelSource
 from tests.bench.check import check_kernel
 from tests.bench.dtypes import to_mlx
-from tests.bench.executor import RunResult, Schedule, run_kernel
+from tests.bench.executor import THREADGROUP_LIMIT, RunResult, Schedule, run_kernel
 from tests.bench.faults import ShaderCompileError
 from tests.bench.memory import Side
 from tests.bench.spec import KernelSpec
@@ -39,9 +39,9 @@ class LaunchRecord:
 class BenchBackend:
     """Runs kernels on the CPU, eagerly.
 
-    `guard` is as in `run_kernel`; `allow_unwritten` suits kernels that leave documented parts of an output undefined.
-    `launches` names the kernels launched, in order. With `keep_records` or `count_bytes` every launch is kept in
-    `records` (its outputs too).
+    `guard` and `threadgroup_limit` are as in `run_kernel`. `allow_unwritten` suits kernels that leave documented parts
+    of an output undefined. `launches` names the kernels launched, in order. With `keep_records` or `count_bytes` every
+    launch is kept in `records` (its outputs too).
     """
 
     name = "bench"
@@ -58,6 +58,7 @@ class BenchBackend:
         strict: bool = False,
         allow_unwritten: bool = True,
         keep_records: bool = False,
+        threadgroup_limit: int = THREADGROUP_LIMIT,
     ) -> None:
         self.family = family
         self.launches: list[str] = []
@@ -70,6 +71,7 @@ class BenchBackend:
         self._strict = strict
         self._allow_unwritten = allow_unwritten
         self._keep = keep_records or count_bytes
+        self._threadgroup_limit = threadgroup_limit
         self._specs: dict[str, KernelSpec] = {}
 
     @property
@@ -108,6 +110,7 @@ class BenchBackend:
             checked=self._checked,
             guard=self._guard,
             allow_unwritten=self._allow_unwritten,
+            threadgroup_limit=self._threadgroup_limit,
         )
         self.launches.append(kernel.name)
         if self._keep:

@@ -26,6 +26,7 @@ Size3: TypeAlias = tuple[int, int, int]
 _SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 # Inputs above this size are not copied between guard pages in `fast` runs.
 _COPY_LIMIT = 1 << 20
+THREADGROUP_LIMIT = 32768
 _ALIGNMENT = 16
 
 
@@ -107,11 +108,13 @@ def run_kernel(
     allow_unwritten: bool = False,
     guard: Side | Literal["fast"] = "end",
     timeout_s: float = 60.0,
+    threadgroup_limit: int = THREADGROUP_LIMIT,
 ) -> RunResult:
     """Executes one launch as `mx.fast.metal_kernel` would.
 
     `guard` places every buffer against the page that faults behind ("end") or before ("start") it; "fast" leaves large
-    inputs where they are. Raises ShaderCompileError and ShaderFaultError.
+    inputs where they are. `threadgroup_limit` is the bytes of threadgroup memory that the GPU has, Apple's unless said
+    otherwise. Raises ShaderCompileError and ShaderFaultError.
     """
     spec = KernelSpec(
         spec.name,
@@ -140,7 +143,19 @@ def run_kernel(
         for shape, kind, name in zip(output_shapes, kinds, spec.output_names, strict=True):
             bound.append(_bind_output(machine, tuple(shape), kind, name, guard, level > 0, init_value))
         launch = _launch(
-            machine, path, text, arrays, bound, grid, threadgroup, schedule, seed, level, init_value, timeout_s
+            machine,
+            path,
+            text,
+            arrays,
+            bound,
+            grid,
+            threadgroup,
+            schedule,
+            seed,
+            level,
+            init_value,
+            timeout_s,
+            threadgroup_limit,
         )
         outputs = bound[len(arrays) :]
         results = [
@@ -210,6 +225,7 @@ def _launch(
     checked: int,
     init_value: float | None,
     timeout_s: float,
+    threadgroup_limit: int,
 ) -> Launch:
     extra: list[Array] = []
     pointers: list[int] = []
@@ -243,6 +259,7 @@ def _launch(
     launch.timeout_ns = int(timeout_s * 1e9)
     launch.buffers = buffers
     launch.buffer_count = len(bound)
+    launch.threadgroup_limit = threadgroup_limit
     machine.launch(launch, timeout_s)
     if launch.status:
         raise _fault(path, text, launch, bound)

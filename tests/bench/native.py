@@ -58,6 +58,7 @@ class Launch(ctypes.Structure):
         ("timeout_ns", ctypes.c_uint64),
         ("buffers", ctypes.POINTER(Buffer)),
         ("buffer_count", ctypes.c_uint32),
+        ("threadgroup_limit", ctypes.c_uint32),
         ("status", ctypes.c_uint32),
         ("synchronisations", ctypes.c_uint64),
         ("threadgroup_bytes", ctypes.c_uint64),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.bench import KernelSpec, RunResult, ShaderCompileError, ShaderFaultError, run_kernel
-from tests.bench.executor import Schedule
+from tests.bench.executor import THREADGROUP_LIMIT, Schedule
 
 X = np.arange(64, dtype=np.float32)
 ID = "uint i = thread_position_in_grid.x;\n"
@@ -31,6 +31,7 @@ def run(
     start: bool = False,
     timeout_s: float = 20.0,
     init_value: float | None = None,
+    threadgroup_limit: int = THREADGROUP_LIMIT,
 ) -> RunResult:
     spec = KernelSpec("planted", [f"x{k}" for k in range(len(inputs))], ["y"], source, header)
     return run_kernel(
@@ -46,6 +47,7 @@ def run(
         guard="start" if start else "end",
         timeout_s=timeout_s,
         init_value=init_value,
+        threadgroup_limit=threadgroup_limit,
     )
 
 
@@ -180,6 +182,13 @@ def test_threadgroup_memory_at_the_limit() -> None:
     result = run(source)
     assert result.threadgroup_bytes == 32768
     assert np.array_equal(result.outputs[0], 2 * X)
+
+
+def test_threadgroup_memory_of_a_larger_gpu() -> None:
+    source = ID + "threadgroup float a[57344]; a[57343 - i] = x0[i]; y[i] = a[57343 - i];"
+    assert run(source, threadgroup_limit=229376).threadgroup_bytes == 229376
+    fault(source, "threadgroup_memory", threadgroup_limit=229360)
+    fault(source.replace("a[57343 - i] = x0", "a[57344 + i] = x0"), "fault", threadgroup_limit=229376)
 
 
 def test_missing_barrier_poisons_the_sum() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_gptoss.kernels.layout import permute_activation
 from mlx_gptoss.kernels.moe import moe_gate_up, moe_gate_up_twin
-from mlx_gptoss.kernels.source import kernel_names
+from mlx_gptoss.kernels.source import text_names
 from tests.bench import check_text
 from tests.bench.backend import BenchBackend
 from tests.kernels.decode_data import PARAMS, close, experts, floats
@@ -31,7 +31,7 @@ def flattened(name: str, seen: set[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("name", kernel_names())
+@pytest.mark.parametrize("name", text_names())
 def test_shader_is_legal_metal(name: str) -> None:
     assert [str(d) for d in check_text(flattened(f"{name}.metal", set()))] == []
 

@@ -63,6 +63,20 @@ def test_types_that_cuda_text_cannot_name_are_refused() -> None:
         translate(load_kernel("prefill_moe_sum"), [], [mx.complex64] * 4, [mx.float32], 32)
 
 
+@pytest.mark.parametrize("size", [48 * 1024, 48 * 1024 + 16])
+def test_threadgroup_memory_beyond_what_a_text_may_declare_is_asked_for(size: int) -> None:
+    text = (
+        "template <int MEMORY>\n[[kernel]] void large(const device uint* a [[buffer(0)]], device uint* b [[buffer(1)]]) "
+        "{ threadgroup uint4 memory[MEMORY / 16]; memory[0].x = a[0]; b[0] = memory[0].x; }"
+    )
+    program = translate(parse_kernel("large", {"large.metal": text}), (("MEMORY", size),), [mx.uint32], [mx.uint32], 32)
+    beyond = size > 48 * 1024
+    assert program.memory == (size if beyond else 0)
+    assert ("extern __shared__ __align__(1024) uint4 memory[];" in program.text) == beyond
+    if compiler_version() != "none":
+        assert compile_cubin(shim_text() + program.text, "sm_90a", program.entry).startswith(b"\x7fELF")
+
+
 @needs_compiler
 def test_every_built_in_argument_compiles() -> None:
     arguments = ", ".join(f"{kind} {name} [[{name}]]" for name, kind in BUILTINS.items())

@@ -194,6 +194,44 @@ def test_tiles_of_every_part_give_their_rows_and_no_others(
     close(y, prefill_moe_down_twin(sorted_x.astype(mx.float32), down, routing), BF16)
 
 
+@pytest.fixture(scope="module")
+def roomy() -> Backend:
+    backend = device_or_bench(threadgroup_limit=232448)
+    if backend.name == "metal":
+        pytest.skip("Apple's GPUs have less threadgroup memory")
+    return backend
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(
+    ("tile", "inner"),
+    [
+        (Tile(64, 128, 4, 1, 1, True, 3), 64),  # one step, two, three, and each buffer and slot more than once
+        (Tile(64, 128, 4, 1, 1, True, 4), 128),
+        (Tile(128, 128, 8, 1, 1, False, 3), 192),
+        (Tile(128, 128, 4, 1, 2, True, 4), 576),
+        (Tile(64, 256, 4, 2, 1, True, 3), 320),
+        (Tile(64, 128, 4, 1, 1, True, 3), 96),  # half a step over: each simdgroup for itself
+    ],
+    ids=str,
+)
+def test_simdgroups_that_multiply_together_give_the_same_product(
+    roomy: Backend, rng: np.random.Generator, tile: Tile, inner: int, dtype: mx.Dtype
+) -> None:
+    tuning = PrefillTuning(gate_up=tile, down=tile)
+    sizes = [1, 0, 63, 64, 65] if tile.rows == 64 else [1, 64, 65, 127, 129]
+    picks = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))[:, None]
+    routing = routing_of(picks, len(sizes), tile.rows)
+    x = floats(rng, picks.size, inner, dtype=dtype)
+    # The last columns fill a part of their tile.
+    gate_up, down = experts(rng, len(sizes), 176, inner), experts(rng, len(sizes), 144, inner)
+    h = prefill_moe_gate_up(x, gate_up, routing, PARAMS, backend=roomy, tuning=tuning)
+    close(h, prefill_moe_gate_up_twin(x.astype(mx.float32), gate_up, routing, PARAMS), BF16)
+    sorted_x = x[routing.order]
+    y = prefill_moe_down(sorted_x, down, routing, backend=roomy, tuning=tuning)
+    close(y, prefill_moe_down_twin(sorted_x.astype(mx.float32), down, routing), BF16)
+
+
 @pytest.mark.parametrize("rows", [1, 40, 64, 81, 128, 200])
 def test_one_expert_takes_every_row(backend: Backend, rng: np.random.Generator, rows: int) -> None:
     tile = Tile(64, 32, 1, 2, 4, True)
@@ -205,8 +243,11 @@ def test_one_expert_takes_every_row(backend: Backend, rng: np.random.Generator, 
     close(got, prefill_moe_down_twin(h.astype(mx.float32), down, routing), BF16)
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("subnormal", [False, True])
-def test_every_nibble_and_scale_decodes_exactly(backend: Backend, subnormal: bool) -> None:
+def test_every_nibble_and_scale_decodes_exactly(
+    backend: Backend, roomy: Backend, subnormal: bool, together: bool
+) -> None:
     # One unit vector a column: the product is the weight itself, and every weight fits in a bfloat16.
     exponents = [1, 64, 118, 126, 127, 128, 129, 130, 140]
     if not subnormal:
@@ -216,21 +257,21 @@ def test_every_nibble_and_scale_decodes_exactly(backend: Backend, subnormal: boo
     table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
     weights = Experts(
         mx.zeros((1, 32), dtype=mx.bfloat16),
-        blocks=mx.array(np.tile(words, (1, 32, 1))),
-        scales=mx.array(np.array([exponents[i % len(exponents)] for i in range(32)], dtype=np.uint8).reshape(1, 32, 1)),
+        blocks=mx.array(np.tile(words, (1, 32, 2))),
+        scales=mx.array(np.array([exponents[i % len(exponents)] for i in range(64)], dtype=np.uint8).reshape(1, 32, 2)),
     )
-    rows = tile_rows(backend)
-    tile = replace(prefill_tuning_for(backend.family).down, subnormal=subnormal)
-    routing = routing_of(np.zeros((32, 1), dtype=np.int64), 1, rows)
+    usual = prefill_tuning_for(backend.family).down
+    tile = Tile(64, 128, 4, 1, 1, subnormal, 3) if together else replace(usual, subnormal=subnormal, buffers=0)
+    routing = routing_of(np.zeros((64, 1), dtype=np.int64), 1, tile.rows)
     y = prefill_moe_down(
-        mx.eye(32, dtype=mx.bfloat16),
+        mx.eye(64, dtype=mx.bfloat16),
         weights,
         routing,
-        backend=backend,
+        backend=roomy if together else backend,
         tuning=PrefillTuning(gate_up=tile, down=tile),
     )
-    scales = 2.0 ** (np.array([exponents[i % len(exponents)] for i in range(32)]) - 127.0)
-    want = np.tile(table, 2)[:, None] * scales[None]
+    scales = 2.0 ** (np.array([exponents[i % len(exponents)] for i in range(64)]).reshape(32, 2) - 127.0)
+    want = np.tile(table, 4)[:, None] * np.repeat(scales.T, 32, axis=0)
     got = np.array(y.astype(mx.float32)).astype(np.float64)
     normal = np.abs(want) >= 2.0**-126
     assert np.array_equal(got[normal], want[normal])

@@ -11,8 +11,7 @@ namespace bench {
 
 constexpr uint32_t kMaxLanes = 1024;
 constexpr uint32_t kMaxArrays = 64;
-constexpr uint32_t kThreadgroupLimit = 32768;
-constexpr uint32_t kArrayPages = 65536;
+constexpr uint32_t kArrayPages = 262144;
 constexpr uint64_t kStackBytes = 126976;
 constexpr uint64_t kSignalStackBytes = 65536;
 constexpr uint32_t kKindSimdgroupBarrier = 14;

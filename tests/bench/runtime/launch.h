@@ -59,6 +59,7 @@ struct Launch {
   uint64_t timeout_ns;
   Buffer* buffers;
   uint32_t buffer_count;
+  uint32_t threadgroup_limit;  // bytes, at most kArrayPages
   uint32_t status;
   uint64_t synchronisations;
   uint64_t threadgroup_bytes;

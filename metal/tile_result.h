@@ -1,0 +1,118 @@
+// What becomes of a tile's result: rows and columns of its simdgroups, and the ways out of their registers.
+#pragma once
+#include "tiles.h"
+
+// SIMD_M x SIMD_N simdgroups share a BM x BN tile; each holds TM x TN blocks of the result.
+template <int BM, int BN, int SIMD_M, int SIMD_N>
+struct TileResult {
+  simdgroup_matrix<float, 8, 8> block[BM / SIMD_M / 8][BN / SIMD_N / 8];
+};
+
+// Row of the tile where block i of a simdgroup starts: sixteen rows lie together, then those of the other simdgroups.
+template <int SIMD_M>
+METAL_FUNC int block_row(int simdgroup, int i) {
+  return (i / 2 * SIMD_M + simdgroup % SIMD_M) * 16 + i % 2 * 8;
+}
+
+// Rows of a tile of which no more than `quarters` quarters hold any: a multiple of BM / parts.
+constexpr int tile_part(int bm, int parts, int quarters) {
+  return (quarters * parts + 3) / 4 * (bm / parts);
+}
+
+// Floats between two rows of a simdgroup's 8-row strip of results on their way out, padded against bank conflicts.
+constexpr int strip_stride(int tn) {
+  return tn * 8 + 8;
+}
+
+// h = swiglu(result + bias) of the first `valid` rows, at slots first .. of h. `memory` is the tile's own, no longer in use.
+template <typename T, typename B, int N, int BM, int BN, int SIMD_M, int SIMD_N>
+METAL_FUNC void write_swiglu(
+    const thread TileResult<BM, BN, SIMD_M, SIMD_N>& result,
+    const device B* bias,
+    const device float* params,
+    device T* h,
+    int expert,
+    int first,
+    int valid,
+    int column,
+    threadgroup uint4* memory,
+    int simdgroup,
+    uint lane) {
+  constexpr int TM = BM / SIMD_M / 8;
+  constexpr int TN = BN / SIMD_N / 8;
+  constexpr int STRIDE = strip_stride(TN);
+  threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
+  int base = column + simdgroup / SIMD_M * TN * 8;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < TM; ++i) {
+    int row = block_row<SIMD_M>(simdgroup, i);
+    if (row < valid) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TN; ++j) {
+        simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
+      }
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      // Four lanes a row; two units (pairs of gate and linear) at a time, a word of output.
+      int r = row + int(lane) / 4;
+      const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
+      for (int u = int(lane) % 4 * 2; u < TN * 4; u += 8) {
+        int n = base + 2 * u;
+        if (r < valid && n < N) {
+          float y[2];
+#pragma clang loop unroll(full)
+          for (int j = 0; j < 2; ++j) {
+            const device B* b = bias + expert * N + n + 2 * j;
+            float gate = metal::min(from[2 * (u + j)] + float(b[0]), params[1]);
+            float linear = from[2 * (u + j) + 1] + float(b[1]);
+            linear = metal::max(metal::min(linear, params[1]), -params[1]);
+            y[j] = gate / (1.0f + metal::exp(-params[2] * gate)) * (linear + 1.0f);
+          }
+          *(device uint*)(h + size_t(first + r) * (N / 2) + n / 2) = pack2<T>(y[0], y[1]);
+        }
+      }
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+    }
+  }
+}
+
+// y = result + bias, likewise.
+template <typename T, typename B, int N, int BM, int BN, int SIMD_M, int SIMD_N>
+METAL_FUNC void write_rows(
+    const thread TileResult<BM, BN, SIMD_M, SIMD_N>& result,
+    const device B* bias,
+    device T* y,
+    int expert,
+    int first,
+    int valid,
+    int column,
+    threadgroup uint4* memory,
+    int simdgroup,
+    uint lane) {
+  constexpr int TM = BM / SIMD_M / 8;
+  constexpr int TN = BN / SIMD_N / 8;
+  constexpr int STRIDE = strip_stride(TN);
+  threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
+  int base = column + simdgroup / SIMD_M * TN * 8;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < TM; ++i) {
+    int row = block_row<SIMD_M>(simdgroup, i);
+    if (row < valid) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TN; ++j) {
+        simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
+      }
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      int r = row + int(lane) / 4;
+      const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
+      for (int u = int(lane) % 4; u < TN * 4; u += 4) {
+        int n = base + 2 * u;
+        if (r < valid && n < N) {
+          device uint* to = (device uint*)(y + size_t(first + r) * N + n);
+          *to = pack2<T>(
+              from[2 * u] + float(bias[expert * N + n]), from[2 * u + 1] + float(bias[expert * N + n + 1]));
+        }
+      }
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+    }
+  }
+}
