@@ -1,9 +1,9 @@
-// One tile of an expert's product, as grouped_matmul.h, where four simdgroups multiply together: for GPUs whose matrix
-// units take both operands from threadgroup memory and run beside all else.
+// One tile of an expert's product where four simdgroups multiply together; else grouped_matmul.h.
 //
-// A step is a pair of blocks, 64 values of K. While one is multiplied, the weights of the next are decoded, and the rows
-// and packed weights of later ones are on their way, copied from device to threadgroup memory with no register between.
-// Packed weights come back to the thread that asked for them, so no barrier stands between.
+// For GPUs whose matrix units take both operands from threadgroup memory and run beside all else. A step is a pair of
+// blocks, 64 values of K. While one is multiplied, the weights of the next are decoded, and the rows and packed weights
+// of later ones are on their way, copied from device to threadgroup memory with no register between. Packed weights come
+// back to the thread that asked for them, so no barrier stands between.
 #pragma once
 #include "mxfp4_words.h"
 #include "tile_result.h"

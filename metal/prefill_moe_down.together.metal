@@ -1,4 +1,4 @@
-// computes     y = h W^T + b of every (token, expert) pair, the pairs sorted by expert.
+// computes     prefill_moe_down where four simdgroups multiply together: y = h W^T + b of every pair.
 // shapes       h [R, K], by slot; blocks u32 [E, N, K/8] and scales u8 [E, N, K/32], MXFP4; bias [E, N];
 //              tiles i32 [T, 4], each expert, first slot, slots (0: nothing to do), unused; y [R, N], by slot.
 // grid         ceil(N / BN) x T threadgroups.

@@ -1,4 +1,4 @@
-// computes     h = swiglu(x W^T + b) of every (token, expert) pair, the pairs sorted by expert.
+// computes     prefill_moe_gate_up where four simdgroups multiply together: h = swiglu(x W^T + b) of every pair.
 // shapes       x [L, K]; blocks u32 [E, N, K/8] and scales u8 [E, N, K/32], MXFP4, rows gate, linear, gate, ...;
 //              bias [E, N]; order i32 [R], the pair (token * TOPK + rank) at each sorted slot; tiles i32 [T, 4], each
 //              expert, first slot, slots (0: nothing to do), unused; params f32 [8], [1] the clamp, [2] alpha;

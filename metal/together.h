@@ -1,5 +1,6 @@
-// What runs on its own where the device can, and what four simdgroups do together: products of operands that both lie in
-// threadgroup memory, and copies from device memory that pass no register. Elsewhere it is done on the spot.
+// Products of four simdgroups together, and copies past the registers.
+//
+// Where a device has them they run on their own, beside other work (cuda_shim_simd.h); elsewhere they are done on the spot.
 #pragma once
 #include "tiles.h"
 

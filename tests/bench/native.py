@@ -74,6 +74,29 @@ class Launch(ctypes.Structure):
     )
 
 
+class _Alarm(threading.Thread):
+    """Calls `interrupt` after `seconds` and, should that have come too early, every tenth of a second until `stop`."""
+
+    def __init__(self, seconds: float, interrupt: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._seconds = seconds
+        self._interrupt = interrupt
+        self._done = threading.Event()
+        self._guard = threading.Lock()
+
+    def run(self) -> None:
+        seconds = self._seconds
+        while not self._done.wait(seconds):
+            with self._guard:
+                if not self._done.is_set():
+                    self._interrupt()
+            seconds = 0.1
+
+    def stop(self) -> None:
+        with self._guard:
+            self._done.set()
+
+
 class Runtime:
     """The loaded executor."""
 
@@ -112,14 +135,12 @@ class Runtime:
     def launch(self, launch: Launch, timeout_s: float) -> None:
         """Runs a launch; `launch.status` says how it ended."""
         with self._lock:
-            # A timer thread costs more than most launches, so short limits alone get one at once.
-            alarm = threading.Timer(timeout_s, self._interrupt)
-            alarm.daemon = True
+            alarm = _Alarm(timeout_s, self._interrupt)
             alarm.start()
             try:
                 status = self._launch(ctypes.byref(launch))
             finally:
-                alarm.cancel()
+                alarm.stop()
         if status != 0:
             raise MemoryError("the shader bench cannot map the lanes' stacks")
 

@@ -66,7 +66,8 @@ def test_types_that_cuda_text_cannot_name_are_refused() -> None:
 @pytest.mark.parametrize("size", [48 * 1024, 48 * 1024 + 16])
 def test_threadgroup_memory_beyond_what_a_text_may_declare_is_asked_for(size: int) -> None:
     text = (
-        "template <int MEMORY>\n[[kernel]] void large(const device uint* a [[buffer(0)]], device uint* b [[buffer(1)]]) "
+        "template <int MEMORY>\n"
+        "[[kernel]] void large(const device uint* a [[buffer(0)]], device uint* b [[buffer(1)]]) "
         "{ threadgroup uint4 memory[MEMORY / 16]; memory[0].x = a[0]; b[0] = memory[0].x; }"
     )
     program = translate(parse_kernel("large", {"large.metal": text}), (("MEMORY", size),), [mx.uint32], [mx.uint32], 32)

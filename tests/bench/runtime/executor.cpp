@@ -134,6 +134,7 @@ static uint32_t run_lanes(uint32_t s) {
     Lane* lane = &g.lanes[first + sequence[i]];
     if (lane->state == kReady) {
       g.lane = lane;
+      if (g.late) fail(kTimeout, lane->line);
       bench_switch(&g.scheduler_sp, lane->sp);
     }
     alive += lane->state != kDone;
@@ -344,6 +345,7 @@ static void on_signal(int number, siginfo_t* info, void* context) {
   if (number == SIGFPE) fail(kArithmetic, 0);
   if (number == SIGURG) {
     if (g.lane) fail(kTimeout, g.lane->line);
+    g.late = true;
     return;
   }
 #if defined(__linux__) && defined(__x86_64__)
@@ -374,6 +376,7 @@ int bench_launch(Launch* launch) {
   g.lane = nullptr;
   g.group_number = 0;
   g.in_atomic = false;
+  g.late = false;
   launch->status = kOk;
   launch->message[0] = 0;
   launch->fault_code = 0;

@@ -69,6 +69,7 @@ struct State {
   uint32_t lane_count, simdgroups, array_count, group_number;
   uint32_t epoch, device_epoch;
   bool in_atomic;
+  volatile bool late;  // the limit passed while no lane ran
   uint64_t threadgroup_bytes, random;
   void* scheduler_sp;
   void* signal_stack;
