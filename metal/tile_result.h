@@ -24,6 +24,22 @@ constexpr int strip_stride(int tn) {
   return tn * 8 + 8;
 }
 
+// Puts block `i` of a simdgroup's result, eight rows, into its strip of `memory` and returns where this lane's row begins
+// there, four lanes a row. A barrier stands between that row's last use and the next call.
+template <int BM, int BN, int SIMD_M, int SIMD_N>
+METAL_FUNC const threadgroup float* put_down(
+    const thread TileResult<BM, BN, SIMD_M, SIMD_N>& result, int i, threadgroup uint4* memory, int simdgroup, uint lane) {
+  constexpr int TN = BN / SIMD_N / 8;
+  constexpr int STRIDE = strip_stride(TN);
+  threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
+#pragma clang loop unroll(full)
+  for (int j = 0; j < TN; ++j) {
+    simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
+  }
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+  return strip + int(lane) / 4 * STRIDE;
+}
+
 // h = swiglu(result + bias) of the first `valid` rows, at slots first .. of h. `memory` is the tile's own, no longer in use.
 template <typename T, typename B, int N, int BM, int BN, int SIMD_M, int SIMD_N>
 METAL_FUNC void write_swiglu(
@@ -40,21 +56,14 @@ METAL_FUNC void write_swiglu(
     uint lane) {
   constexpr int TM = BM / SIMD_M / 8;
   constexpr int TN = BN / SIMD_N / 8;
-  constexpr int STRIDE = strip_stride(TN);
-  threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
   int base = column + simdgroup / SIMD_M * TN * 8;
 #pragma clang loop unroll(full)
   for (int i = 0; i < TM; ++i) {
     int row = block_row<SIMD_M>(simdgroup, i);
     if (row < valid) {
-#pragma clang loop unroll(full)
-      for (int j = 0; j < TN; ++j) {
-        simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
-      }
-      simdgroup_barrier(mem_flags::mem_threadgroup);
+      const threadgroup float* from = put_down(result, i, memory, simdgroup, lane);
       // Four lanes a row; two units (pairs of gate and linear) at a time, a word of output.
       int r = row + int(lane) / 4;
-      const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
       for (int u = int(lane) % 4 * 2; u < TN * 4; u += 8) {
         int n = base + 2 * u;
         if (r < valid && n < N) {
@@ -90,20 +99,13 @@ METAL_FUNC void write_rows(
     uint lane) {
   constexpr int TM = BM / SIMD_M / 8;
   constexpr int TN = BN / SIMD_N / 8;
-  constexpr int STRIDE = strip_stride(TN);
-  threadgroup float* strip = (threadgroup float*)memory + simdgroup * 8 * STRIDE;
   int base = column + simdgroup / SIMD_M * TN * 8;
 #pragma clang loop unroll(full)
   for (int i = 0; i < TM; ++i) {
     int row = block_row<SIMD_M>(simdgroup, i);
     if (row < valid) {
-#pragma clang loop unroll(full)
-      for (int j = 0; j < TN; ++j) {
-        simdgroup_store(result.block[i][j], strip + j * 8, STRIDE);
-      }
-      simdgroup_barrier(mem_flags::mem_threadgroup);
+      const threadgroup float* from = put_down(result, i, memory, simdgroup, lane);
       int r = row + int(lane) / 4;
-      const threadgroup float* from = strip + int(lane) / 4 * STRIDE;
       for (int u = int(lane) % 4; u < TN * 4; u += 4) {
         int n = base + 2 * u;
         if (r < valid && n < N) {
