@@ -76,6 +76,8 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     if diagnosis.kernels:
         console.print()
         console.print(_table(diagnosis))
+        if diagnosis.backend == "cuda":
+            console.print("\nThe host takes longer to launch most of these than the GPU to run them.", soft_wrap=True)
     for report in diagnosis.kernels:
         if report.status == "off":
             console.print(f"{report.kernel} is off: {report.reason}", soft_wrap=True, markup=False)

@@ -50,6 +50,16 @@ def test_without_kernels_the_machine_is_described() -> None:
         assert word in result.output
 
 
+@pytest.mark.parametrize("name", ["metal", "cuda"])
+def test_times_that_are_the_hosts_are_said_to_be(
+    with_kernels: list[Shapes], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(FaultyBackend, "name", name)
+    result = CliRunner().invoke(command, [])
+    assert "12.5" in result.output
+    assert ("The host takes longer to launch" in result.output) == (name == "cuda")
+
+
 def test_json_has_everything() -> None:
     result = CliRunner().invoke(command, ["--backend", "stock", "--json"])
     data = json.loads(result.output)
