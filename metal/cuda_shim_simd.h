@@ -281,7 +281,7 @@ template <int PENDING>
 MSL_FN void device_copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory"); }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// See tiles.h. Both operands are rows of 128 bytes, swizzled, from 1024 bytes on.
+// See together.h. Both operands are rows of 128 bytes, swizzled, from 1024 bytes on.
 #define SIMDGROUPS_MATRIX_64X128 1
 MSL_FN void simdgroups_multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 MSL_FN void simdgroups_multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

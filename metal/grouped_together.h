@@ -41,12 +41,13 @@ METAL_FUNC void copy_blocks(
   }
 }
 
-// Decodes what copy_blocks brought.
+// Decodes what copy_blocks brought. Rows past row `last` of the tile, whose blocks are repeated, take its scales.
 template <typename T, int K, int ROUNDS, int SIMDS, bool SUBNORMAL>
 METAL_FUNC void place_blocks(
     const threadgroup uint4* packed,
     const threadgroup uchar* scales,
     int pair,
+    int last,
     threadgroup uint4* right,
     uint simdgroup,
     uint lane) {
@@ -54,7 +55,7 @@ METAL_FUNC void place_blocks(
   for (int i = 0; i < ROUNDS; ++i) {
     uint4 block = packed[i * SIMDS * 32];
     int row = (i * SIMDS + int(simdgroup)) * 16 + int(lane) / 2;
-    uint exponent = scales[row * (K / 32) + 2 * pair + int(lane) % 2];
+    uint exponent = scales[metal::min(row, last) * (K / 32) + 2 * pair + int(lane) % 2];
     uint words[4];
     words[0] = block.x;
     words[1] = block.y;
@@ -115,6 +116,7 @@ METAL_FUNC void together_tile(
   static_assert(SIMD_M % 4 == 0 && BM % (16 * SIMD_M) == 0 && BN == 128 * SIMD_N, "four simdgroups take 64 x 128");
   static_assert(BUFFERS == 3 || BUFFERS == 4, "rows are asked for two steps ahead");
   int thread_index = int(simdgroup) * 32 + int(lane);
+  int last = last_row - first_row;
   threadgroup uint4* packed = memory + SIZE * BUFFERS + thread_index;
   threadgroup uint4* scale_words = memory + SIZE * BUFFERS + BN * 6;
   const threadgroup uchar* exponents = (const threadgroup uchar*)scale_words;
@@ -133,7 +135,7 @@ METAL_FUNC void together_tile(
     weight_rows[i] = uint(row) * (K / 32) + lane % 2;
   }
   const device uint4* all_scales = (const device uint4*)(scales + size_t(first_row) * (K / 32));
-  int scale_count = (metal::min(BN, last_row + 1 - first_row) * (K / 32) + 15) / 16;
+  int scale_count = (metal::min(BN, last + 1) * (K / 32) + 15) / 16;
   for (int i = thread_index; i < scale_count; i += THREADS) {
     device_copy_async(scale_words + i, all_scales + i);
   }
@@ -161,7 +163,7 @@ METAL_FUNC void together_tile(
   device_copy_commit();
   device_copy_wait<1>();
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  place_blocks<T, K, ROUNDS, SIMDS, SUBNORMAL>(packed, exponents, 0, memory + BM * 8, simdgroup, lane);
+  place_blocks<T, K, ROUNDS, SIMDS, SUBNORMAL>(packed, exponents, 0, last, memory + BM * 8, simdgroup, lane);
   simdgroups_multiply_publish();
   int now = 0;   // the buffer of this step,
   int next = 1;  // of the next,
@@ -180,7 +182,7 @@ METAL_FUNC void together_tile(
     slot = slot == 2 ? 0 : slot + 1;
     if (step + 1 < STEPS) {
       place_blocks<T, K, ROUNDS, SIMDS, SUBNORMAL>(
-          packed + slot * (BN * 2), exponents, step + 1, memory + next * SIZE + BM * 8, simdgroup, lane);
+          packed + slot * (BN * 2), exponents, step + 1, last, memory + next * SIZE + BM * 8, simdgroup, lane);
     }
     device_copy_wait<1>();
     simdgroups_multiply_publish();

@@ -76,7 +76,7 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     if diagnosis.kernels:
         console.print()
         console.print(_table(diagnosis))
-        if diagnosis.backend == "cuda":
+        if diagnosis.backend == "cuda" and any(report.microseconds for report in diagnosis.kernels):
             console.print("\nThe host takes longer to launch most of these than the GPU to run them.", soft_wrap=True)
     for report in diagnosis.kernels:
         if report.status == "off":

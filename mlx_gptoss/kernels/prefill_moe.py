@@ -10,7 +10,7 @@ from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.layout import check_array, expert_arguments
 from mlx_gptoss.kernels.prefill_routing import Routing
-from mlx_gptoss.kernels.prefill_tuning import PrefillTuning, Tile, prefill_tuning_for
+from mlx_gptoss.kernels.prefill_tuning import MOST_MEMORY, PrefillTuning, Tile, prefill_tuning_for
 from mlx_gptoss.kernels.source import load_kernel
 from mlx_gptoss.weights import MXFP4_BITS, MXFP4_GROUP, Experts
 
@@ -181,12 +181,12 @@ def _dense(experts: Experts, dtype: mx.Dtype) -> mx.array:
 
 
 def _tile_of(tile: Tile, experts: Experts, inner: int, routing: Routing) -> Tile:
-    """The tile, without `buffers` where these weights cannot be taken a pair of blocks a time, scales by 16 bytes."""
+    """The tile, without `buffers` where these weights cannot be taken a pair of blocks a time, scales by 16 bytes, or
+    would need more threadgroup memory than there is."""
     if tile.rows != routing.tile_rows:
         raise KernelError("the tiles were cut for other rows", expected=str(tile.rows), got=str(routing.tile_rows))
-    if inner % (2 * MXFP4_GROUP) or experts.rows * inner % (16 * MXFP4_GROUP):
-        return replace(tile, buffers=0)
-    return tile
+    whole = inner % (2 * MXFP4_GROUP) == 0 and experts.rows * inner % (16 * MXFP4_GROUP) == 0
+    return tile if whole and tile.memory(inner) <= MOST_MEMORY else replace(tile, buffers=0)
 
 
 def _tile_arguments(tile: Tile, inner: int, dtype: mx.Dtype) -> list[tuple[str, int | bool]]:

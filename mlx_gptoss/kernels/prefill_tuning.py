@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from mlx_gptoss.kernels.tuning import DEFAULT_FAMILY
 
+MOST_MEMORY = 232_448
+"""Bytes of threadgroup memory that one threadgroup can have on an H100."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:

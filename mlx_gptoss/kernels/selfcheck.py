@@ -28,7 +28,8 @@ from mlx_gptoss.kernels.check import KernelReport
 from mlx_gptoss.kernels.check_here import check_here
 from mlx_gptoss.kernels.check_process import NoProcessError, check_in_process
 from mlx_gptoss.kernels.cuda import shim_text
-from mlx_gptoss.kernels.source import load_kernel
+from mlx_gptoss.kernels.prefill_tuning import prefill_tuning_for
+from mlx_gptoss.kernels.source import load_kernel, text_names
 from mlx_gptoss.kernels.tuning import tuning_for
 
 TIME_LIMIT_S = 60.0
@@ -113,8 +114,9 @@ def machine_key(backend: Backend, shapes: Shapes, kernels: Sequence[str]) -> str
         str(getattr(mx, "__version__", "")),  # a frozen application has no package metadata
         repr(shapes),
         repr(tuning_for(backend.family)),
+        repr(prefill_tuning_for(backend.family)),
         shim_text() if backend.name == "cuda" else "",
-        *(f"{kernel} {load_kernel(kernel).digest}" for kernel in kernels),
+        *(f"{text} {load_kernel(text).digest}" for text in text_names() if text.partition(".")[0] in kernels),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 

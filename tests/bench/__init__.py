@@ -11,9 +11,9 @@ Run one kernel and look at everything it did:
     result.bytes_written      `unique_written`, `loads`, `stores`
 
 Inputs are numpy arrays, `mx.array`s (any dtype), or `Bfloat16(bits)` around a uint16 array. Every launch runs between
-guard pages; a wild access, a lane that diverges at a synchronisation, a threadgroup over 32 KiB, an output element
-that nobody wrote and the like raise `ShaderFaultError` with the kernel, buffer, threadgroup, simdgroup, lane and
-source line. `checked=True` looks at every single access: races between lanes, uninitialised threadgroup memory, the
+guard pages; a wild access, a lane that diverges at a synchronisation, a threadgroup over its memory limit, an output
+element that nobody wrote and the like raise `ShaderFaultError` with the kernel, buffer, threadgroup, simdgroup, lane
+and source line. `checked=True` looks at every single access: races between lanes, uninitialised threadgroup memory, the
 exact bounds of every buffer and array.
 
 Type-check the text, with the lint for what Apple's compiler rejects and clang accepts:

@@ -1,4 +1,5 @@
-"""On random weights of the released shapes the kernels are no further from float32 than MLX's own operations are.
+"""On random weights of the released shapes the kernels are no further from float32 than MLX's own operations are (a
+median, on a GPU within 5%).
 
 python -m pytest -m slow tests/kernels/test_full_shape.py     # two layers on the shader bench: a minute a model
 """
@@ -56,4 +57,4 @@ def test_decoding_is_as_close_to_float32_as_the_stock_path(device: str, layers: 
 
     ours_error, stock_error = error(ours), error(stock)
     print(f"{device} {name}: relative error of the logits {ours_error:.2e}, stock {stock_error:.2e}")
-    assert ours_error <= 1.05 * stock_error
+    assert ours_error <= (1.0 if device == "bench" else 1.05) * stock_error

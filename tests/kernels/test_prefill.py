@@ -211,6 +211,7 @@ def roomy() -> Backend:
         (Tile(128, 128, 8, 1, 1, False, 3), 192),
         (Tile(128, 128, 4, 1, 2, True, 4), 576),
         (Tile(64, 256, 4, 2, 1, True, 3), 320),
+        (Tile(128, 256, 4, 2, 2, True, 3), 320),  # the H100's
         (Tile(64, 128, 4, 1, 1, True, 3), 96),  # half a step over: each simdgroup for itself
     ],
     ids=str,
@@ -232,6 +233,43 @@ def test_simdgroups_that_multiply_together_give_the_same_product(
     close(y, prefill_moe_down_twin(sorted_x.astype(mx.float32), down, routing), BF16)
 
 
+def test_simdgroups_that_multiply_together_wait_for_each_other(rng: np.random.Generator) -> None:
+    from tests.bench.backend import BenchBackend
+
+    tile = Tile(64, 128, 4, 1, 1, True, 3)
+    routing = routing_of(np.zeros((5, 1), dtype=np.int64), 1, tile.rows)
+    h, down = floats(rng, 5, 128, dtype=mx.bfloat16), experts(rng, 1, 136, 128)
+    backend = BenchBackend(threadgroup_limit=232448, checked=True, schedule="random")
+    got = prefill_moe_down(h, down, routing, backend=backend, tuning=PrefillTuning(gate_up=tile, down=tile))
+    close(got, prefill_moe_down_twin(h.astype(mx.float32), down, routing), BF16)
+
+
+@pytest.mark.parametrize(
+    ("inner", "rows", "together"),
+    [(2880, 5760, True), (2880, 2880, True), (96, 128, False), (64, 132, False), (64, 136, True), (16_384, 128, False)],
+)
+def test_the_h100s_tile_is_taken_where_the_weights_and_the_memory_allow(
+    inner: int, rows: int, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def launch(*arguments: object) -> list[mx.array]:
+        asked.update(dict(arguments[2]))  # type: ignore[call-overload]  # the template
+        return [mx.zeros((1, 1))]
+
+    backend = device_or_bench()
+    monkeypatch.setattr(backend, "launch", launch)
+    tuning = prefill_tuning_for("h100")
+    down = Experts(
+        mx.zeros((1, rows), dtype=mx.bfloat16),
+        blocks=mx.zeros((1, rows, inner // 8), dtype=mx.uint32),
+        scales=mx.zeros((1, rows, inner // 32), dtype=mx.uint8),
+    )
+    routing = routing_of(np.zeros((8, 1), dtype=np.int64), 1, tuning.down.rows)
+    prefill_moe_down(mx.zeros((8, inner), dtype=mx.bfloat16), down, routing, backend=backend, tuning=tuning)
+    assert ("BUFFERS" in asked) == together
+
+
 @pytest.mark.parametrize("rows", [1, 40, 64, 81, 128, 200])
 def test_one_expert_takes_every_row(backend: Backend, rng: np.random.Generator, rows: int) -> None:
     tile = Tile(64, 32, 1, 2, 4, True)
@@ -246,7 +284,7 @@ def test_one_expert_takes_every_row(backend: Backend, rng: np.random.Generator, 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("subnormal", [False, True])
 def test_every_nibble_and_scale_decodes_exactly(
-    backend: Backend, roomy: Backend, subnormal: bool, together: bool
+    backend: Backend, request: pytest.FixtureRequest, subnormal: bool, together: bool
 ) -> None:
     # One unit vector a column: the product is the weight itself, and every weight fits in a bfloat16.
     exponents = [1, 64, 118, 126, 127, 128, 129, 130, 140]
@@ -267,7 +305,7 @@ def test_every_nibble_and_scale_decodes_exactly(
         mx.eye(64, dtype=mx.bfloat16),
         weights,
         routing,
-        backend=roomy if together else backend,
+        backend=request.getfixturevalue("roomy") if together else backend,
         tuning=PrefillTuning(gate_up=tile, down=tile),
     )
     scales = 2.0 ** (np.array([exponents[i % len(exponents)] for i in range(64)]).reshape(32, 2) - 127.0)

@@ -15,8 +15,8 @@ from mlx_gptoss.kernels import selfcheck
 from mlx_gptoss.kernels.backend import StockBackend
 from mlx_gptoss.kernels.cases import CASES, Shapes
 from mlx_gptoss.kernels.check import KernelReport, check_kernel
-from mlx_gptoss.kernels.selfcheck import self_check
-from mlx_gptoss.kernels.source import kernel_names
+from mlx_gptoss.kernels.selfcheck import machine_key, self_check
+from mlx_gptoss.kernels.source import KernelSource, kernel_names, load_kernel
 from tests.kernels.faulty_backend import VICTIM, FaultyBackend
 from tests.kernels.prefill_backend import device_or_bench
 
@@ -34,6 +34,21 @@ def test_every_kernel_that_ships_has_a_case() -> None:
 def test_every_kernel_passes_at_small_shapes(kernel: str) -> None:
     report = check_kernel(kernel, SMALL, device_or_bench(), measure=False)
     assert report.status == "ok", report.reason
+
+
+@pytest.mark.parametrize("text", ["prefill_moe_down", "prefill_moe_down.together"])
+def test_every_text_of_a_kernel_is_part_of_its_key(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    backend = FaultyBackend("none")
+    before = machine_key(backend, SMALL, ["prefill_moe_down"]), machine_key(backend, SMALL, ["router"])
+
+    def changed(name: str) -> KernelSource:
+        source = load_kernel(name)
+        return replace(source, digest="other") if name == text else source
+
+    monkeypatch.setattr(selfcheck, "load_kernel", changed)
+    after = machine_key(backend, SMALL, ["prefill_moe_down"]), machine_key(backend, SMALL, ["router"])
+    assert after[0] != before[0]
+    assert after[1] == before[1]
 
 
 def test_a_report_carries_times_and_a_comparison() -> None:

@@ -44,7 +44,7 @@ void* msl_threadgroup_array(uint32_t slot, uint64_t size, uint64_t align) {
   if (g.array_used[slot]) return array->data;
   if (align < 16) align = 16;
   g.threadgroup_bytes += (size + align - 1) / align * align;
-  if (g.threadgroup_bytes > g.launch->threadgroup_limit) {
+  if (g.threadgroup_bytes > g.launch->threadgroup_limit || size > kArrayPages) {
     say("threadgroup memory exceeds the limit: %llu bytes, %u allowed", (unsigned long long)g.threadgroup_bytes,
         (unsigned)g.launch->threadgroup_limit);
     fail(kThreadgroupMemory, 0);

@@ -397,6 +397,7 @@ int bench_launch(Launch* launch) {
   sigaltstack(&stack, &old_stack);
   for (int i = 0; i < 4; i++) sigaction(numbers[i], &action, &old[i]);
   if (sigsetjmp(g.escape, 1) == 0) run_grid();
+  g.lane = nullptr;
   if (launch->checked & 2) {
     for (uint32_t i = 0; i < launch->buffer_count; i++) free(launch->buffers[i].order);
   }

@@ -26,7 +26,7 @@ enum Status : uint32_t {
   kOk = 0,
   kFault = 1,          // access outside every buffer (signal)
   kDivergence = 2,     // lanes at different synchronisations
-  kThreadgroupMemory = 3,  // more than the 32 KiB limit
+  kThreadgroupMemory = 3,  // more than threadgroup_limit
   kInactiveLane = 4,   // value read from a lane that is not there
   kArithmetic = 5,     // integer division by zero
   kTimeout = 6,
