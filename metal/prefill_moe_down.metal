@@ -33,7 +33,10 @@ METAL_FUNC void down_tile(
   TileResult<BM, BN, SIMD_M, SIMD_N> result;
   grouped_tile<T, K, BM, BN, SIMD_M, SIMD_N, SUBNORMAL>(
       h, rows, blocks, scales, expert * N + column, expert * N + N - 1, memory, uint(simdgroup), lane, result);
-  write_rows<T, B, N>(result, bias, y, expert, first, valid, column, memory, simdgroup, lane);
+  PlainRows<T, B, N> to;
+  to.bias = bias + expert * N;
+  to.y = y;
+  write_rows<N>(result, to, first, valid, column, memory, simdgroup, lane);
 }
 
 template <typename T, typename B, int K, int N, int BM, int BN, int SIMD_M, int SIMD_N, int PARTS,

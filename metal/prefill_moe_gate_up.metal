@@ -38,7 +38,11 @@ METAL_FUNC void gate_up_tile(
   TileResult<BM, BN, SIMD_M, SIMD_N> result;
   grouped_tile<T, K, BM, BN, SIMD_M, SIMD_N, SUBNORMAL>(
       x, rows, blocks, scales, expert * N + column, expert * N + N - 1, memory, uint(simdgroup), lane, result);
-  write_swiglu<T, B, N>(result, bias, params, h, expert, first, valid, column, memory, simdgroup, lane);
+  SwigluRows<T, B, N> to;
+  to.bias = bias + expert * N;
+  to.params = params;
+  to.h = h;
+  write_rows<N>(result, to, first, valid, column, memory, simdgroup, lane);
 }
 
 template <typename T, typename B, int K, int N, int TOPK, int BM, int BN, int SIMD_M, int SIMD_N, int PARTS,

@@ -40,78 +40,61 @@ METAL_FUNC const threadgroup float* put_down(
   return strip + int(lane) / 4 * STRIDE;
 }
 
-// h = swiglu(result + bias) of the first `valid` rows, at slots first .. of h. `memory` is the tile's own, no longer in use.
-template <typename T, typename B, int N, int BM, int BN, int SIMD_M, int SIMD_N>
-METAL_FUNC void write_swiglu(
-    const thread TileResult<BM, BN, SIMD_M, SIMD_N>& result,
-    const device B* bias,
-    const device float* params,
-    device T* h,
-    int expert,
-    int first,
-    int valid,
-    int column,
-    threadgroup uint4* memory,
-    int simdgroup,
-    uint lane) {
-  constexpr int TM = BM / SIMD_M / 8;
-  constexpr int TN = BN / SIMD_N / 8;
-  int base = column + simdgroup / SIMD_M * TN * 8;
-#pragma clang loop unroll(full)
-  for (int i = 0; i < TM; ++i) {
-    int row = block_row<SIMD_M>(simdgroup, i);
-    if (row < valid) {
-      const threadgroup float* from = put_down(result, i, memory, simdgroup, lane);
-      // Four lanes a row; two units (pairs of gate and linear) at a time, a word of output.
-      int r = row + int(lane) / 4;
-      for (int u = int(lane) % 4 * 2; u < TN * 4; u += 8) {
-        int n = base + 2 * u;
-        if (r < valid && n < N) {
-          float y[2];
-#pragma clang loop unroll(full)
-          for (int j = 0; j < 2; ++j) {
-            const device B* b = bias + expert * N + n + 2 * j;
-            float gate = metal::min(from[2 * (u + j)] + float(b[0]), params[1]);
-            float linear = from[2 * (u + j) + 1] + float(b[1]);
-            linear = metal::max(metal::min(linear, params[1]), -params[1]);
-            y[j] = gate / (1.0f + metal::exp(-params[2] * gate)) * (linear + 1.0f);
-          }
-          *(device uint*)(h + size_t(first + r) * (N / 2) + n / 2) = pack2<T>(y[0], y[1]);
-        }
-      }
-      simdgroup_barrier(mem_flags::mem_threadgroup);
-    }
-  }
-}
+// What becomes of one expert's products with bias: h = swiglu, two units (gate and linear, four columns) to a word.
+template <typename T, typename B, int N>
+struct SwigluRows {
+  enum { COLUMNS = 4 };
+  const device B* bias;
+  const device float* params;
+  device T* h;
 
-// y = result + bias, likewise.
-template <typename T, typename B, int N, int BM, int BN, int SIMD_M, int SIMD_N>
+  METAL_FUNC void write(const threadgroup float* from, size_t slot, int n) const {
+    float y[2];
+#pragma clang loop unroll(full)
+    for (int j = 0; j < 2; ++j) {
+      float gate = metal::min(from[2 * j] + float(bias[n + 2 * j]), params[1]);
+      float linear = from[2 * j + 1] + float(bias[n + 2 * j + 1]);
+      linear = metal::max(metal::min(linear, params[1]), -params[1]);
+      y[j] = gate / (1.0f + metal::exp(-params[2] * gate)) * (linear + 1.0f);
+    }
+    *(device uint*)(h + slot * (N / 2) + n / 2) = pack2<T>(y[0], y[1]);
+  }
+};
+
+// Or y = themselves, two columns to a word.
+template <typename T, typename B, int N>
+struct PlainRows {
+  enum { COLUMNS = 2 };
+  const device B* bias;
+  device T* y;
+
+  METAL_FUNC void write(const threadgroup float* from, size_t slot, int n) const {
+    *(device uint*)(y + slot * N + n) = pack2<T>(from[0] + float(bias[n]), from[1] + float(bias[n + 1]));
+  }
+};
+
+// Writes the first `valid` rows of a tile's result to slots first .. `memory` is the tile's own, no longer in use.
+template <int N, typename Rows, int BM, int BN, int SIMD_M, int SIMD_N>
 METAL_FUNC void write_rows(
     const thread TileResult<BM, BN, SIMD_M, SIMD_N>& result,
-    const device B* bias,
-    device T* y,
-    int expert,
+    const thread Rows& to,
     int first,
     int valid,
     int column,
     threadgroup uint4* memory,
     int simdgroup,
     uint lane) {
-  constexpr int TM = BM / SIMD_M / 8;
   constexpr int TN = BN / SIMD_N / 8;
   int base = column + simdgroup / SIMD_M * TN * 8;
 #pragma clang loop unroll(full)
-  for (int i = 0; i < TM; ++i) {
+  for (int i = 0; i < BM / SIMD_M / 8; ++i) {
     int row = block_row<SIMD_M>(simdgroup, i);
     if (row < valid) {
       const threadgroup float* from = put_down(result, i, memory, simdgroup, lane);
       int r = row + int(lane) / 4;
-      for (int u = int(lane) % 4; u < TN * 4; u += 4) {
-        int n = base + 2 * u;
-        if (r < valid && n < N) {
-          device uint* to = (device uint*)(y + size_t(first + r) * N + n);
-          *to = pack2<T>(
-              from[2 * u] + float(bias[expert * N + n]), from[2 * u + 1] + float(bias[expert * N + n + 1]));
+      for (int c = int(lane) % 4 * Rows::COLUMNS; c < TN * 8; c += 4 * Rows::COLUMNS) {
+        if (r < valid && base + c < N) {
+          to.write(from + c, size_t(first + r), base + c);
         }
       }
       simdgroup_barrier(mem_flags::mem_threadgroup);

@@ -29,8 +29,8 @@ _MAGIC = (b"\x7fELF", b"\x50\xed\x55\xba")
 """How device code begins: a cubin, or a container of compressed ones."""
 _HASH_BYTES = 32
 _SHIM = ("cuda_shim.h", "cuda_shim_simd.h")
-_ALL_OF_IT = {"sm_90": "sm_90a"}
-"""Architectures whose code may use what no later one has: the H100's products of four simdgroups together."""
+_ARCHITECTURE_SPECIFIC = {"sm_90": "sm_90a"}
+"""The target with an architecture's own instructions, which no later one has: products of four simdgroups together."""
 
 _VariantKey = tuple[object, ...]
 
@@ -48,7 +48,7 @@ class CudaBackend:
     name = "cuda"
 
     def __init__(self, architecture: str, family: str, cache_folder: Path | None = None) -> None:
-        self.architecture = _ALL_OF_IT.get(architecture, architecture)
+        self.architecture = _ARCHITECTURE_SPECIFIC.get(architecture, architecture)
         self.family = family
         self._folder = cubin_folder() if cache_folder is None else cache_folder
         self._variants: dict[_VariantKey, _Variant] = {}
