@@ -10,8 +10,8 @@
 #include "merged.h"
 #include "project.h"
 
-template <typename W, typename Q, typename B, typename C, int FORMAT, int GROUP, int K, int N, int S, int PARTS, int ROWS,
-          int SIMDGROUPS, int TILE, int UNROLL>
+template <typename Q, typename B, typename C, int FORMAT, int GROUP, int K, int N, int PARTS, int ROWS, int SIMDGROUPS,
+          int UNROLL, typename W, int S, int TILE>
 [[kernel]] void attention_out(
     const device float* a [[buffer(0)]],
     const device W* weight [[buffer(1)]],

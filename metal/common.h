@@ -42,6 +42,15 @@ METAL_FUNC uint4 read_once(const device uint4* x, int i) {
 #endif
 }
 
+// (a & b) | c, in one step where a GPU has it: a compiler makes two of it for constants.
+METAL_FUNC uint and_or(uint a, uint b, uint c) {
+#ifdef DEVICE_AND_OR
+  return device_and_or(a, b, c);
+#else
+  return (a & b) | c;
+#endif
+}
+
 // A permuted activation holds, for chunks of 4 L values, float4 j of every chunk together: lanes that take neighbouring
 // chunks then read neighbouring float4s. Returns where float4 `i` of the plain order lies; `stride` counts chunks.
 template <int L>

@@ -265,6 +265,13 @@ MSL_FN uint4 device_read_once(const uint4* p) {
   return v;
 }
 
+#define DEVICE_AND_OR 1
+MSL_FN uint device_and_or(uint a, uint b, uint c) {
+  uint d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
 // Pairs of 16-bit floats convert and multiply in one instruction.
 template <>
 template <>
@@ -335,6 +342,12 @@ MSL_MATH(exp, ::__expf) MSL_MATH(exp2, exp2_approximate) MSL_MATH(sin, ::__sinf)
 }  // namespace fast
 
 MSL_FN float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+MSL_FN half2 fma(half2 a, half2 b, half2 c) {
+  uint u;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;"
+      : "=r"(u) : "r"(as_type<uint>(a)), "r"(as_type<uint>(b)), "r"(as_type<uint>(c)));
+  return as_type<half2>(u);
+}
 MSL_FN float2 fma(float2 a, float2 b, float2 c) { return float2(fma(a.x, b.x, c.x), fma(a.y, b.y, c.y)); }
 MSL_FN float4 fma(float4 a, float4 b, float4 c) {
   return float4(fma(a.x, b.x, c.x), fma(a.y, b.y, c.y), fma(a.z, b.z, c.z), fma(a.w, b.w, c.w));

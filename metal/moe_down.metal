@@ -10,19 +10,11 @@
 // why          the experts meet in a simdgroup's registers and in threadgroup memory, so their sum needs no launch, no
 //              atomics and no array; the next expert's rows are loaded while the present one's are used.
 // reference    mlx_gptoss/kernels/moe.py, moe_down_twin.
+#include "experts.h"
 #include "rolling.h"
 
-// The rows first .. of an expert, none beyond its end.
-template <int N, int ROWS>
-METAL_FUNC void down_rows(int expert, int first, thread size_t* rows) {
-  for (int r = 0; r < ROWS; ++r) {
-    int row = N % ROWS == 0 ? metal::min(first, N - ROWS) + r : metal::min(first + r, N - 1);
-    rows[r] = size_t(expert) * N + row;
-  }
-}
-
-template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int N, int TOPK, int S, int ROWS,
-          int SIMDGROUPS, int SHARE, int UNROLL, bool STAGED>
+template <typename B, int FORMAT, int K, int N, int TOPK, int ROWS, int SIMDGROUPS, int UNROLL, typename A, typename W,
+          typename Q, int S, int SHARE, bool STAGED>
 [[kernel]] void moe_down(
     const device A* h [[buffer(0)]],
     const device int* picks [[buffer(1)]],
@@ -38,6 +30,8 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   constexpr int GROUPS = SIMDGROUPS / SHARE;
   constexpr int COUNT = K / chunk_values(FORMAT);
   constexpr int THREADS = 32 * SIMDGROUPS;
+  constexpr int WORDS = N * row_words(FORMAT, K);
+  constexpr int SCALES = N * (K / 32);
   constexpr int STAGE = STAGED ? TOPK * K / 4 : 1;
   threadgroup float sums[SIMDGROUPS * S * ROWS];
   threadgroup float4 staged[STAGE];
@@ -52,8 +46,12 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   int out_at = thread_index % (S * ROWS) / ROWS * N + out_row;
   bool writes = thread_index < GROUPS * S * ROWS && out_row < N;
   float start = writes ? x[out_at] : 0.0f;
-  const device uint* words = (const device uint*)weight;
-  size_t rows[ROWS];
+  // The rows first .. of an expert, none beyond its end.
+  int rows[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    rows[r] = N % ROWS == 0 ? metal::min(first, N - ROWS) + r : metal::min(first + r, N - 1);
+  }
+  const device uint* all = (const device uint*)weight;
   float4 values[(STAGE + THREADS - 1) / THREADS];
   if (STAGED) {
     ask_activations<STAGE, THREADS>(h, thread_index, values);
@@ -73,8 +71,9 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
     }
     if (pick < TOPK) {
       Block<Q, ROWS * UNROLL> block;
-      down_rows<N, ROWS>(picks[pick], first, rows);
-      load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+      const device uint* words = all + size_t(picks[pick]) * WORDS;
+      const device Q* scale = scales + size_t(picks[pick]) * SCALES;
+      load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scale, scale, rows, 0, 0, COUNT, lane, block);
       simdgroup_barrier(mem_flags::mem_none);
       if (STAGED) {
         keep_activations<STAGE, THREADS>(values, thread_index, staged);
@@ -92,23 +91,23 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
         for (int r = 0; r < ROWS; ++r) {
           part[r] = 0.0f;
         }
-        if (STAGED) {
-          const threadgroup float4* kept = staged;
-          down_rows<N, ROWS>(picks[metal::min(pick + SHARE, TOPK - 1)], first, rows);
-          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(
-              words, scales, rows, more, kept, pick * (K / 4), K / 32, lane, block, part);
-        } else if (UNROLL * 32 >= COUNT) {
-          down_rows<N, ROWS>(picks[metal::min(pick + SHARE, TOPK - 1)], first, rows);
-          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(
-              words, scales, rows, more, h, pick * (K / 4), K / 32, lane, block, part);
-        } else {
+        if (!STAGED && UNROLL * 32 < COUNT) {
           int offset = pick * (K / 4);
           matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
-              words, scales, scales, rows, h, &offset, K / 32, 0, COUNT, lane, block, part);
-          if (more) {
-            down_rows<N, ROWS>(picks[pick + SHARE], first, rows);
-            load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
-          }
+              words, scale, scale, rows, h, &offset, K / 32, 0, COUNT, lane, block, part);
+        }
+        int next = picks[metal::min(pick + SHARE, TOPK - 1)];
+        words = all + size_t(next) * WORDS;
+        scale = scales + size_t(next) * SCALES;
+        if (STAGED) {
+          const threadgroup float4* kept = staged;
+          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(
+              words, scale, rows, more, kept, pick * (K / 4), K / 32, lane, block, part);
+        } else if (UNROLL * 32 >= COUNT) {
+          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(
+              words, scale, rows, more, h, pick * (K / 4), K / 32, lane, block, part);
+        } else if (more) {
+          load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scale, scale, rows, 0, 0, COUNT, lane, block);
         }
         for (int r = 0; r < ROWS; ++r) {
           acc[r] = metal::fma(share, part[r], acc[r]);
@@ -135,7 +134,8 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
         owner = owner && picks[earlier] != expert;
       }
       if (owner) {
-        down_rows<N, ROWS>(expert, first, rows);
+        const device uint* words = all + size_t(expert) * WORDS;
+        const device Q* scale = scales + size_t(expert) * SCALES;
         for (int member = pick; member < S * TOPK; ++member) {
           if (member == pick || picks[member] == expert) {
             int offset = member * (K / 4);
@@ -144,12 +144,12 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
             float own[ROWS];
             for (int r = 0; r < ROWS; ++r) {
               acc[r] = 0.0f;
-              own[r] = float(bias[rows[r]]);
+              own[r] = float(bias[size_t(expert) * N + rows[r]]);
             }
             Block<Q, ROWS * UNROLL> block;
-            load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+            load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scale, scale, rows, 0, 0, COUNT, lane, block);
             matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
-                words, scales, scales, rows, h, &offset, K / 32, 0, COUNT, lane, block, acc);
+                words, scale, scale, rows, h, &offset, K / 32, 0, COUNT, lane, block, acc);
             for (int r = 0; r < ROWS; ++r) {
               acc[r] = simd_sum(acc[r]);
             }

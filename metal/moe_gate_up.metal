@@ -3,9 +3,9 @@
 //              (MXFP4: u32 [E, 2 I, K/8] and scales u8 [E, 2 I, K/32]; or bf16); bias [E, 2 I];
 //              params f32 [8], [1] the clamp, [2] alpha; h [S, TOPK, 8, I/32, 4] in A;
 //              picks i32 and weights f32 [>= S TOPK], written in row order, best first, ties to the lower id.
-// grid         ceil(I / (SIMDGROUPS * PASSES * ROWS / 2)) x S TOPK threadgroups.
+// grid         ceil(2 I / (SIMDGROUPS * PASSES * ROWS)) x S TOPK threadgroups.
 // threadgroup  32 SIMDGROUPS threads; none of them waits for another, or with STAGED (one activation, 32 UNROLL lanes take a
-//              row) t goes through threadgroup memory. ROWS is 2, 4, 8 or 16, and PASSES * ROWS at most 32.
+//              row) t goes through threadgroup memory. ROWS is 1, 2, 4, 8 or 16, and PASSES * ROWS even and at most 32.
 // bytes        the rows of each distinct expert once from memory; a simdgroup takes its rows again, from cache, for each
 //              further activation that chose the expert; t from cache.
 // why          no sort, no gather launch, no separate gate and up; the simdgroup that finds its pick taken by an
@@ -13,31 +13,12 @@
 //              rows of the next are loaded while those of the present are used, where a row is one block, and the
 //              end comes once for all, a lane a result.
 // reference    mlx_gptoss/kernels/moe.py, moe_gate_up_twin.
+#include "experts.h"
 #include "rolling.h"
 #include "topk.h"
 
-// Rows 2 unit .. of an expert that starts at row `base`, none beyond its end.
-template <int I, int ROWS>
-METAL_FUNC void gate_up_rows(size_t base, int unit, thread size_t* rows) {
-  for (int r = 0; r < ROWS; ++r) {
-    rows[r] = base + (I % (ROWS / 2) == 0 ? 2 * unit + r : metal::min(2 * unit + r, 2 * I - 1));
-  }
-}
-
-// Writes the pick at `place` of a sequence and its weight.
-template <int E, int TOPK>
-METAL_FUNC void tell(const device float* logits, uint lane, int place, device int* pick, device float* weight) {
-  int expert = 0;
-  float share = 0.0f;
-  best_experts<E, TOPK>(logits, lane, expert, share);
-  if (int(lane) == place) {
-    *pick = expert;
-    *weight = share;
-  }
-}
-
-template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int I, int E, int TOPK, int S, int ROWS,
-          int SIMDGROUPS, int UNROLL, int PASSES, bool STAGED>
+template <typename B, int FORMAT, int K, int I, int E, int TOPK, int ROWS, int SIMDGROUPS, int UNROLL, int PASSES,
+          typename A, typename W, typename Q, int S, bool STAGED>
 [[kernel]] void moe_gate_up(
     const device A* t [[buffer(0)]],
     const device float* logits [[buffer(1)]],
@@ -51,9 +32,11 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
     uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-  constexpr int UNITS = ROWS / 2;
+  constexpr int N = 2 * I;
   constexpr int COUNT = K / chunk_values(FORMAT);
+  constexpr int WORDS = row_words(FORMAT, K);
   constexpr int SPAN = 32 / ROWS;
+  constexpr int PAIRED = ROWS == 1 ? 1 : SPAN;
   constexpr int THREADS = 32 * SIMDGROUPS;
   constexpr int STAGE = STAGED ? K / 4 : 1;
   threadgroup float4 staged[STAGE];
@@ -61,7 +44,7 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
   int pick = int(threadgroup_position_in_grid.y);
   int sequence = S == 1 ? 0 : pick / TOPK;
   int place = pick - sequence * TOPK;
-  int first = int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * (PASSES * UNITS);
+  int first = int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * (PASSES * ROWS);
   bool tells = threadgroup_position_in_grid.x == 0 && simdgroup_index_in_threadgroup == 0;
   int thread_index = int(simdgroup_index_in_threadgroup) * 32 + int(lane);
   float4 values[(STAGE + THREADS - 1) / THREADS];
@@ -79,16 +62,17 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
       }
     }
   }
-  if (!STAGED && first >= I) {
+  if (!STAGED && first >= N) {
     return;
   }
-  const device uint* words = (const device uint*)weight;
-  size_t base = size_t(expert) * (2 * I);
-  // Lane l ends up with row l / SPAN of pass l % SPAN. What the end needs is asked for before the weights, or it would
-  // be waited for after them.
-  int unit = first + int(lane) % SPAN * UNITS + int(lane) / SPAN / 2;
-  bool writes = int(lane) / SPAN % 2 == 0 && int(lane) % SPAN < PASSES && unit < I;
-  B own = bias[base + metal::min(2 * unit + int(lane) / SPAN % 2, 2 * I - 1)];
+  size_t base = size_t(expert) * N;
+  const device uint* from = (const device uint*)weight + (base + first) * WORDS;
+  const device Q* from_scales = scales + (base + first) * (K / 32);
+  // Lane l ends up with row l / SPAN of pass l % SPAN, and the lane of the other row of its pair is PAIRED from it. What
+  // the end needs is asked for before the weights, or it would be waited for after them.
+  int row = first + int(lane) % SPAN * ROWS + int(lane) / SPAN;
+  bool writes = row % 2 == 0 && int(lane) % SPAN < PASSES && row < N;
+  B own = bias[base + metal::min(row, N - 1)];
   float limit = params[1];
   float alpha = params[2];
   for (int s = sequence; s < S; ++s) {
@@ -96,11 +80,13 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
     if (rank < TOPK) {
       int offset = s * (K / 4);
       float result = 0.0f;
-      size_t rows[ROWS];
-      gate_up_rows<I, ROWS>(base, first, rows);
+      const device uint* words = from;
+      const device Q* scale = from_scales;
+      int rows[ROWS];
+      rows_from<N, ROWS>(first, rows);
       Block<Q, ROWS * UNROLL> block;
-      if (!STAGED || first < I) {
-        load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
+      if (!STAGED || first < N) {
+        load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scale, scale, rows, 0, 0, COUNT, lane, block);
       }
       simdgroup_barrier(mem_flags::mem_none);
       if (STAGED) {
@@ -112,36 +98,35 @@ template <typename A, typename W, typename Q, typename B, int FORMAT, int K, int
         tell<E, TOPK>(logits, lane, place, picks + pick, weights + pick);
       }
 #pragma clang loop unroll(disable)
-      for (int pass = 0; pass < PASSES && first + pass * UNITS < I; ++pass) {
-        int next = first + (pass + 1) * UNITS;
-        bool more = pass + 1 < PASSES && next < I;
+      for (int pass = 0; pass < PASSES && first + pass * ROWS < N; ++pass) {
+        int next = first + (pass + 1) * ROWS;
+        bool more = pass + 1 < PASSES && next < N;
         float acc[ROWS];
         for (int r = 0; r < ROWS; ++r) {
           acc[r] = 0.0f;
         }
-        gate_up_rows<I, ROWS>(base, next, rows);
+        if (!STAGED && UNROLL * 32 < COUNT) {
+          matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
+              words, scale, scale, rows, t, &offset, K / 32, 0, COUNT, lane, block, acc);
+        }
+        rows_from<N, ROWS>(next, rows);
+        words += ROWS * WORDS;
+        scale += ROWS * (K / 32);
         if (STAGED) {
           const threadgroup float4* kept = staged;
-          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(words, scales, rows, more, kept, 0, K / 32, lane, block, acc);
+          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(words, scale, rows, more, kept, 0, K / 32, lane, block, acc);
         } else if (UNROLL * 32 >= COUNT) {
-          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(words, scales, rows, more, t, offset, K / 32, lane, block, acc);
-        } else {
-          size_t present[ROWS];
-          gate_up_rows<I, ROWS>(base, first + pass * UNITS, present);
-          matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
-              words, scales, scales, present, t, &offset, K / 32, 0, COUNT, lane, block, acc);
-          if (more) {
-            load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scales, scales, rows, 0, 0, COUNT, lane, block);
-          }
+          matvec_rolling<FORMAT, 32, K, ROWS, UNROLL, 8>(words, scale, rows, more, t, offset, K / 32, lane, block, acc);
+        } else if (more) {
+          load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scale, scale, rows, 0, 0, COUNT, lane, block);
         }
         float sum = simd_sums<ROWS>(acc, lane);
         result = int(lane) % SPAN == pass ? sum : result;
       }
       result += float(own);
-      float gate = metal::min(result, limit);
-      float linear = metal::max(metal::min(simd_shuffle_xor(result, ushort(SPAN)), limit), -limit);
-      float y = gate / (1.0f + metal::exp(-alpha * gate)) * (linear + 1.0f);
+      float y = swiglu(result, simd_shuffle_xor(result, ushort(PAIRED)), limit, alpha);
       if (writes) {
+        int unit = row / 2;
         h[(s * TOPK + rank) * I + 4 * permuted<8>(unit / 4, I / 32) + unit % 4] = A(y);
       }
     }

@@ -19,13 +19,13 @@ METAL_FUNC half2 mxfp4_pair(uint word, int i) {
 // Turned by three bits, a magnitude lies six below where its sign was. Every other nibble takes the sign from the word
 // and the rest from the turned one, so that one mask finishes two values; what lies between is garbage until then. `lane`
 // is below 32, and times `one` the masks are no constants to a compiler that does not know: it makes two steps of a
-// selection by a constant.
+// selection by a constant, and two shifts of a turned word of which a constant keeps some bits.
 METAL_FUNC void mxfp4_pairs(uint word, uint lane, thread half2* pairs) {
   uint one = 1u + (lane >> 5);
   uint turned = (word >> 3) | (word << 29);
   uint even = ((word ^ turned) & (0x08080808u * one)) ^ turned;
   uint odd = ((word ^ turned) & (0x80808080u * one)) ^ turned;
-  pairs[0] = as_type<half2>(((even << 12) | (even >> 20)) & 0x8e008e00u);
+  pairs[0] = as_type<half2>(((even << 12) | (even >> 20)) & (0x8e008e00u * one));
   pairs[1] = as_type<half2>((odd << 8) & 0x8e008e00u);
   pairs[2] = as_type<half2>((even << 4) & 0x8e008e00u);
   pairs[3] = as_type<half2>(odd & 0x8e008e00u);

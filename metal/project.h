@@ -17,12 +17,12 @@ constexpr int tile_size(int format, int tile, int batch) {
 
 // matvec (see matvec.h) for one activation and all chunks of the rows. Each step of the block is replaced by the one
 // UNROLL further as soon as it is used: loads never cease, in half of matvec's registers.
-template <int FORMAT, int GROUP, int K, int R, int UNROLL, int L, typename Q, typename X>
+template <int FORMAT, int GROUP, int K, int R, int UNROLL, int L, typename Row, typename Q, typename X>
 METAL_FUNC void matvec_stream(
     const device uint* weight,
     const device Q* scales,
     const device Q* biases,
-    const thread size_t* rows,
+    const thread Row* rows,
     X x,
     int offset,
     int stride,
@@ -52,7 +52,7 @@ METAL_FUNC void matvec_stream(
 // `restage` false reuses the tile and the sums of the call before, possible when a tile is all of K.
 // STREAM: one activation that fits whole goes through matvec_stream.
 template <int FORMAT, int GROUP, int K, int R, int SIMDGROUPS, int S, int TILE, int UNROLL, bool NORM, bool STREAM,
-          typename Q, typename N, typename X>
+          typename Row, typename Q, typename N, typename X>
 METAL_FUNC void project(
     X x,
     const device N* norm,
@@ -60,7 +60,7 @@ METAL_FUNC void project(
     const device uint* weight,
     const device Q* scales,
     const device Q* biases,
-    const thread size_t* rows,
+    const thread Row* rows,
     bool restage,
     threadgroup float4* staged,
     threadgroup float* sums,

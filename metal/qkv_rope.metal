@@ -3,15 +3,17 @@
 //              rope [S, 64] f32, 32 cosines then 32 sines a sequence, YaRN's concentration included;
 //              params f32 [8], params[0] = eps; q [S, HEADS, 64] f32; k, v [S, KV_HEADS, 64] in the cache's dtype.
 // grid         ceil((HEADS + 2 KV_HEADS) * 32 / (SIMDGROUPS * ROWS / 2)) threadgroups.
-// threadgroup  32 SIMDGROUPS threads; S * TILE chunks of activations in threadgroup memory.
+// threadgroup  32 (SIMDGROUPS + STAGERS) threads; S * TILE chunks of activations in threadgroup memory. STAGERS (one
+//              activation that fits whole): see apart.h.
 // bytes        the weight, its scales and bias, once; x and norm once a threadgroup (from cache).
 // why          one launch instead of mlx-lm's eight; the norm rides along, the rotation needs rows d and d + 32 of a
 //              head, so a simdgroup takes both; one sequence's steps follow each other without a pause.
 // reference    mlx_gptoss/kernels/qkv.py, qkv_rope_twin.
-#include "project.h"
+#include "apart.h"
+#include "heads.h"
 
-template <typename N, typename W, typename Q, typename B, typename T, int FORMAT, int GROUP, int K, int HEADS, int KV_HEADS,
-          int S, int ROWS, int SIMDGROUPS, int TILE, int UNROLL>
+template <typename N, typename Q, typename B, typename T, int FORMAT, int GROUP, int K, int HEADS, int KV_HEADS, int ROWS,
+          int SIMDGROUPS, int STAGERS, int UNROLL, typename W, int S, int TILE>
 [[kernel]] void qkv_rope(
     const device float* x [[buffer(0)]],
     const device N* norm [[buffer(1)]],
@@ -28,7 +30,7 @@ template <typename N, typename W, typename Q, typename B, typename T, int FORMAT
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
   threadgroup float4 staged[tile_size(FORMAT, TILE, S)];
-  threadgroup float sums[S * SIMDGROUPS];
+  threadgroup float sums[STAGERS > 0 ? STAGERS : S * SIMDGROUPS];
   constexpr int PAIRS = ROWS / 2;
   constexpr int ALL = (HEADS + 2 * KV_HEADS) * 32;
   int first = int(threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * PAIRS;
@@ -54,10 +56,16 @@ template <typename N, typename W, typename Q, typename B, typename T, int FORMAT
     sine[s] = rope[s * 64 + d + 32];
   }
   float acc[S * ROWS];
-  project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true, true>(
-      x, norm, params[0], (const device uint*)weight, scales, biases, rows, true, staged, sums,
-      simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
-  if (lane < PAIRS && first + mine < ALL) {
+  if (STAGERS > 0) {
+    project_apart<FORMAT, GROUP, K, ROWS, SIMDGROUPS, STAGERS, UNROLL>(
+        x, norm, params[0], (const device uint*)weight, scales, biases, rows, staged, sums,
+        simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
+  } else {
+    project<FORMAT, GROUP, K, ROWS, SIMDGROUPS, S, TILE, UNROLL, true, true>(
+        x, norm, params[0], (const device uint*)weight, scales, biases, rows, true, staged, sums,
+        simdgroup_index_in_threadgroup, thread_index_in_simdgroup, acc);
+  }
+  if (int(simdgroup_index_in_threadgroup) < SIMDGROUPS && lane < PAIRS && first + mine < ALL) {
     for (int s = 0; s < S; ++s) {
       float low = acc[s * ROWS];
       float high = acc[s * ROWS + PAIRS];
@@ -67,19 +75,7 @@ template <typename N, typename W, typename Q, typename B, typename T, int FORMAT
       }
       low += float(low_own);
       high += float(high_own);
-      if (head < HEADS) {
-        int at = (s * HEADS + head) * 64 + d;
-        q[at] = low * cosine[s] - high * sine[s];
-        q[at + 32] = high * cosine[s] + low * sine[s];
-      } else if (head < HEADS + KV_HEADS) {
-        int at = (s * KV_HEADS + head - HEADS) * 64 + d;
-        k[at] = T(low * cosine[s] - high * sine[s]);
-        k[at + 32] = T(high * cosine[s] + low * sine[s]);
-      } else {
-        int at = (s * KV_HEADS + head - HEADS - KV_HEADS) * 64 + d;
-        v[at] = T(low);
-        v[at + 32] = T(high);
-      }
+      write_pair<HEADS, KV_HEADS>(low, high, cosine[s], sine[s], head, d, s, q, k, v);
     }
   }
 }

@@ -1,15 +1,17 @@
 // computes     t = rms_norm(x) and the router's logits W t + b.
 // shapes       x [S, K] f32; norm [K]; weight [E, K] (f32 or bf16); bias [E]; params f32 [8], params[0] = eps;
-//              t [S, 8, K/32, 4], the normed activation permuted for the expert kernels; logits [S, E] f32.
+//              t [S, 8, K/32, 4], the normed activation permuted for the expert kernels, or with PACKED (one activation)
+//              packed halves [1, 8 halves_size(K/32)] (packed.h); logits [S, E] f32.
 // grid         ceil(E / (SIMDGROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads; S * TILE chunks of activations in threadgroup memory.
 // bytes        the weight and bias once; x and norm once a threadgroup (from cache); t and the logits written once.
 // why          the normed activation is written once, in the order in which the next kernel's lanes read it.
 // reference    mlx_gptoss/kernels/router.py, router_twin.
+#include "packed.h"
 #include "project.h"
 
 template <typename V, typename W, typename B, typename A, int FORMAT, int K, int E, int S, int ROWS, int SIMDGROUPS, int TILE,
-          int UNROLL>
+          int UNROLL, bool PACKED>
 [[kernel]] void router(
     const device float* x [[buffer(0)]],
     const device V* norm [[buffer(1)]],
@@ -47,21 +49,37 @@ template <typename V, typename W, typename B, typename A, int FORMAT, int K, int
     }
   }
   constexpr int THREADS = 32 * SIMDGROUPS;
-  int thread_index = int(simdgroup_index_in_threadgroup * 32 + thread_index_in_simdgroup);
+  int simdgroup = int(simdgroup_index_in_threadgroup);
+  int lane = int(thread_index_in_simdgroup);
   for (int s = 0; s < S; ++s) {
     float sum = 0.0f;
     for (int i = 0; i < SIMDGROUPS; ++i) {
       sum += sums[s * SIMDGROUPS + i];
     }
     float factor = metal::rsqrt(sum / float(K) + params[0]);
-    for (int i = int(threadgroup_position_in_grid.x) * THREADS + thread_index; i < K / 4;
-         i += THREADS * int(threadgroups_per_grid.x)) {
+    // A simdgroup at a time, so that its lanes can compare.
+    int step = THREADS * int(threadgroups_per_grid.x);
+    for (int from = (int(threadgroup_position_in_grid.x) * SIMDGROUPS + simdgroup) * 32; from < K / 4; from += step) {
+      int i = from + lane;
+      bool writes = i < K / 4;
+      i = metal::min(i, K / 4 - 1);
       float4 y = read4(x, s * (K / 4) + i) * factor * read4(norm, i);
-      int at = s * K + 4 * permuted<8>(i, K / 32);
-      t[at] = A(y.x);
-      t[at + 1] = A(y.y);
-      t[at + 2] = A(y.z);
-      t[at + 3] = A(y.w);
+      if (PACKED) {
+        // Eight lanes have a block.
+        uint exponent = halves_exponent(largest_of_block(y));
+        y = y * halves_up(FORMAT_MXFP4, exponent);
+        if (writes && i % 8 == 0) {
+          ((device float*)t)[16 * (K / 32) + i / 8] = halves_down(FORMAT_MXFP4, exponent);
+        }
+      }
+      if (writes) {
+        int at = PACKED ? halves_place(K / 32, i / 8, i % 8 * 4) : s * K + 4 * permuted<8>(i, K / 32);
+        constexpr int NEXT = PACKED ? 2 : 1;
+        t[at] = A(y.x);
+        t[at + NEXT] = A(y.y);
+        t[at + 2 * NEXT] = A(y.z);
+        t[at + 3 * NEXT] = A(y.w);
+      }
     }
   }
 }

@@ -99,3 +99,15 @@ METAL_FUNC int rank_of(const device float* logits, int expert, uint lane) {
   }
   return simd_sum(before);
 }
+
+// Writes the pick at `place` of a sequence and its weight.
+template <int E, int TOPK>
+METAL_FUNC void tell(const device float* logits, uint lane, int place, device int* pick, device float* weight) {
+  int expert = 0;
+  float share = 0.0f;
+  best_experts<E, TOPK>(logits, lane, expert, share);
+  if (int(lane) == place) {
+    *pick = expert;
+    *weight = share;
+  }
+}

@@ -17,9 +17,10 @@ from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.errors import GptOssError, KernelError
 from mlx_gptoss.kernels.backend import Backend, StockBackend
 from mlx_gptoss.kernels.backends import backend_named
-from mlx_gptoss.kernels.cases import CASES, Shapes
+from mlx_gptoss.kernels.cases import CASES
 from mlx_gptoss.kernels.check import KernelReport
 from mlx_gptoss.kernels.selfcheck import self_check
+from mlx_gptoss.kernels.shapes import Shapes
 
 MAX_TOTAL = 1 << 50
 """Limits at or above this many bytes are drivers' ways to say "none"."""

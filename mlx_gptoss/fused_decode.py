@@ -20,6 +20,7 @@ from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router
 from mlx_gptoss.kernels.attention import attention_full, attention_merge, attention_sliding, merge_counts
 from mlx_gptoss.kernels.layout import HEAD_DIM
 from mlx_gptoss.kernels.switchboard import Switchboard
+from mlx_gptoss.kernels.tuning import Tuning, tuning_for
 from mlx_gptoss.linear import look_up
 from mlx_gptoss.stand_ins import (
     attention_out_stand_in,
@@ -60,6 +61,10 @@ class StepInputs:
     offsets: tuple[int, ...] = ()
 
 
+LARGEST_LIMIT = 16.0
+"""Of SwiGLU's clamp (7 in what is released): packed halves leave room for its square, and less for what is small."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """logits: float32 [S, vocab]; numbers: `StepState.numbers` for the next step."""
@@ -79,6 +84,7 @@ class DecodeGraph:
         self.board = board
         self.dtype = dtype
         self.params = params
+        self._halves: tuple[Tuning, bool] | None = None
         self._qkv = board.choose(qkv.NAME, qkv.qkv_rope, qkv_rope_stand_in)
         self._out = board.choose(attention_out.NAME, attention_out.attention_out, attention_out_stand_in)
         self._gate_up = board.choose(moe.GATE_UP, moe.moe_gate_up, moe_gate_up_stand_in)
@@ -135,13 +141,25 @@ class DecodeGraph:
         `merged`, its parts [heads, parts, 68]; float32."""
         backend = self.board.backend
         x = self._out(a, weights.out, x, sinks=None if merged else weights.sinks, backend=backend)
+        packed = len(x) == 1 and self._takes_halves(weights)
         t, logits = router.router(
-            x, weights.mlp_norm, weights.router, self.params, backend=self.board.backend_for(router.NAME)
+            x, weights.mlp_norm, weights.router, self.params, packed=packed, backend=self.board.backend_for(router.NAME)
         )
         h, picks, shares = self._gate_up(
             t, logits, weights.gate_up, self.params, top_k=self.config.experts_per_token, backend=backend
         )
         return self._down(h, picks, shares, weights.down, x, backend=backend)
+
+    def _takes_halves(self, weights: LayerWeights) -> bool:
+        """See `moe.takes_halves`. What the tuning says is kept for as long as it is the same."""
+        tuning, config = tuning_for(self.board.backend.family), self.config
+        if weights.gate_up.blocks is None or weights.down.blocks is None or config.swiglu_limit > LARGEST_LIMIT:
+            return False
+        known = self._halves
+        if known is None or known[0] is not tuning:
+            fits = moe.fits_halves(config.hidden_size, config.intermediate_size, config.experts_per_token, tuning)
+            known = self._halves = tuning, fits
+        return known[1]
 
     def _full(
         self,

@@ -9,8 +9,8 @@ from mlx_gptoss.errors import ConfigError
 from mlx_gptoss.fused import FusedModel, check_config
 from mlx_gptoss.kernels.backend import StockBackend
 from mlx_gptoss.kernels.backends import backend_named
-from mlx_gptoss.kernels.cases import Shapes
 from mlx_gptoss.kernels.selfcheck import self_check
+from mlx_gptoss.kernels.shapes import Shapes
 from mlx_gptoss.model import GptOssModel
 
 _LOG = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_gptoss.attention import attend_causal, attend_window
 from mlx_gptoss.kernels.attention import attention_merge_twin
 from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.halves import pack_activation, unpack_activation
 from mlx_gptoss.kernels.layout import padded, permute_activation, rms_norm, unpermute_activation
 from mlx_gptoss.kernels.qkv import split_heads
 from mlx_gptoss.kernels.tuning import Tuning
@@ -82,12 +83,14 @@ def moe_gate_up_stand_in(
     del backend, tuning
     picks = mx.argsort(-logits, axis=-1)[:, :top_k]
     shares = mx.softmax(mx.take_along_axis(logits, picks, axis=-1), axis=-1, precise=True)
-    x = unpermute_activation(t).astype(mx.float32)[:, None, None]
+    packed = t.ndim == 2
+    x = unpack_activation(t, gate_up.columns) if packed else unpermute_activation(t).astype(mx.float32)
+    x = x[:, None, None]
     y = experts_matmul(x, gate_up, picks, ordered=False).squeeze(2).astype(mx.float32)
     gate, linear = mx.minimum(y[..., ::2], params[1]), mx.clip(y[..., 1::2], -params[1], params[1])
     h = gate * mx.sigmoid(params[2] * gate) * (linear + 1.0)
     flat = padded(picks.reshape(-1).astype(mx.int32)), padded(shares.reshape(-1))
-    return permute_activation(h).astype(t.dtype), *flat
+    return pack_activation(h[0]) if packed else permute_activation(h).astype(t.dtype), *flat
 
 
 def moe_down_stand_in(
@@ -102,10 +105,10 @@ def moe_down_stand_in(
 ) -> mx.array:
     """See `moe_down`."""
     del backend, tuning
-    batch, top_k = h.shape[:2]
+    plain = unpack_activation(h, down.columns)[None] if h.ndim == 2 else unpermute_activation(h).astype(mx.float32)
+    batch, top_k = plain.shape[:2]
     chosen, shares = picks[: batch * top_k].reshape(batch, top_k), weights[: batch * top_k].reshape(batch, top_k, 1)
-    inner = unpermute_activation(h).astype(mx.float32)[:, :, None]
-    y = experts_matmul(inner, down, chosen, ordered=False).squeeze(2)
+    y = experts_matmul(plain[:, :, None], down, chosen, ordered=False).squeeze(2)
     return x + (shares * y.astype(mx.float32)).sum(axis=1)
 
 

@@ -81,6 +81,13 @@ class Experts:
         """N."""
         return self.bias.shape[1]
 
+    @property
+    def columns(self) -> int:
+        """K."""
+        if self.blocks is not None:
+            return self.blocks.shape[-1] * 8
+        return 0 if self.weight is None else self.weight.shape[-1]
+
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:

@@ -56,7 +56,7 @@ def questions(present: Tuning) -> Iterator[Question]:
     work = ((1, 1), (3, 1), (3, 2), (3, 4))
     several = tuple(Rows(r, s, u, passes=p) for r in (2, 4) for s in (1, 2, 4) for u, p in work)
     yield Question("gate_up", several, without="gate_up_alone")
-    alone = tuple(Rows(2, s, 3, passes=p) for s in (2, 4, 8, 11) for p in (1, 2, 4))
+    alone = tuple(Rows(r, s, 3, passes=p) for s in (2, 4, 8, 11) for r, p in ((2, 1), (2, 2), (2, 4), (1, 6)))
     yield Question("gate_up_alone", (None, *alone))
     work = ((1, 4), (3, 4), (3, 2), (3, 1))
     several = tuple(Rows(r, 4, u, share=g) for r in (1, 2, 4) for u, g in work)
@@ -64,7 +64,9 @@ def questions(present: Tuning) -> Iterator[Question]:
     if present.staged_bytes >= DOWN_BYTES:
         shapes = ((8, 1), (8, 4), (11, 1), (22, 1))
         yield Question("down_alone", (None, *(Rows(r, s, 3, share=g) for r in (1, 2) for s, g in shapes)))
-    yield Question("qkv", matrices)
+    yield Question("qkv", matrices, without="qkv_alone")
+    apart = ((2, 8, 4), (2, 16, 2), (2, 16, 4), (4, 8, 2), (4, 8, 4))
+    yield Question("qkv_alone", (None, *(Rows(r, s, u, stagers=t) for r, s, u in apart for t in (2, 4, 8))))
     yield Question("out", matrices)
     yield Question(
         "head", tuple(Rows(r, s, u, passes=p) for r in (2, 4) for s in (4, 8) for u in (1, 2) for p in (1, 4))

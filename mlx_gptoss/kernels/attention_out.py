@@ -5,12 +5,14 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlx_gptoss.kernels.attention import attention_merge_twin
-from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.backend import Backend, TemplateValue
 from mlx_gptoss.kernels.layout import (
+    HALVES_FORMATS,
     HEAD_DIM,
     PART,
     check_array,
     check_batch,
+    chunk_values,
     dense_weight,
     linear_arguments,
     padded,
@@ -51,28 +53,32 @@ def attention_out(
         return attention_out_twin(a, out, x, sinks=sinks)
     weights = linear_arguments(out, NAME)
     tuning = tuning or tuning_for(backend.family)
-    rows, batch = tuning.out.for_weights(out.quantized).for_batch(x.shape[0]), x.shape[0]
+    batch = x.shape[0]
+    tile = tile_chunks(weights.format, out.columns, batch, tuning.staged_bytes)
+    whole = batch == 1 and tile == out.columns // chunk_values(weights.format)
+    in_halves = tuning.out_halves if whole and tuning.halves and weights.format in HALVES_FORMATS else None
+    rows = in_halves or tuning.out.for_weights(out.quantized).for_batch(batch)
     threads = 32 * rows.simdgroups
     groups = -(-out.rows // (rows.simdgroups * rows.rows))
+    template: list[tuple[str, TemplateValue]] = [
+        ("Q", weights.scales.dtype),
+        ("B", out.bias.dtype),
+        ("C", out.bias.dtype if sinks is None else sinks.dtype),
+        ("FORMAT", weights.format),
+        ("GROUP", weights.group),
+        ("K", out.columns),
+        ("N", out.rows),
+        ("PARTS", parts),
+        ("ROWS", rows.rows),
+        ("SIMDGROUPS", rows.simdgroups),
+        ("UNROLL", rows.unroll),
+    ]
+    if in_halves is None:
+        template += [("W", weights.weight.dtype), ("S", batch), ("TILE", tile)]
     return backend.launch(
-        load_kernel(NAME),
+        load_kernel(NAME if in_halves is None else f"{NAME}.halves"),
         [a, weights.weight, weights.scales, weights.biases, out.bias, x, out.bias if sinks is None else padded(sinks)],
-        [
-            ("W", weights.weight.dtype),
-            ("Q", weights.scales.dtype),
-            ("B", out.bias.dtype),
-            ("C", out.bias.dtype if sinks is None else sinks.dtype),
-            ("FORMAT", weights.format),
-            ("GROUP", weights.group),
-            ("K", out.columns),
-            ("N", out.rows),
-            ("S", batch),
-            ("PARTS", parts),
-            ("ROWS", rows.rows),
-            ("SIMDGROUPS", rows.simdgroups),
-            ("TILE", tile_chunks(weights.format, out.columns, batch, tuning.staged_bytes)),
-            ("UNROLL", rows.unroll),
-        ],
+        template,
         (groups * threads, 1, 1),
         (threads, 1, 1),
         [(batch, out.rows)],

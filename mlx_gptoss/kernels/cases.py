@@ -11,17 +11,19 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.kernels import attention, attention_out, draw, head, moe, qkv, router, top_tokens
 from mlx_gptoss.kernels import prefill_attention as pa
 from mlx_gptoss.kernels import prefill_moe as pm
 from mlx_gptoss.kernels import prefill_qkv as pq
 from mlx_gptoss.kernels import prefill_routing as pr
 from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.case_data import expert_bytes, experts, linear, normal, packed_linears, params_of
 from mlx_gptoss.kernels.draw_twin import draw_parts_twin, draw_twin
 from mlx_gptoss.kernels.draws import Draws
-from mlx_gptoss.kernels.layout import HEAD_DIM, PART, model_params, padded
+from mlx_gptoss.kernels.halves import pack_activation, unpack_activation
+from mlx_gptoss.kernels.layout import HEAD_DIM, PART, padded
 from mlx_gptoss.kernels.prefill_tuning import prefill_tuning_for
+from mlx_gptoss.kernels.shapes import Shapes
 from mlx_gptoss.kernels.tuning import tuning_for
 from mlx_gptoss.weights import Experts, Linear
 
@@ -29,6 +31,8 @@ MOST_EXPERTS = 16
 MOST_VOCABULARY = 16_384
 EXACT = 1e-4
 """Largest error, as a share of the largest value, of a kernel whose sums and results are float32."""
+HALVES = 2e-3
+"""The same where products are added up in halves (metal/halves.h)."""
 ROUNDED = 2e-2
 """The same where either side rounds to a 16-bit float on the way."""
 
@@ -36,48 +40,11 @@ Run = Callable[[Backend], Sequence[mx.array]]
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
-    """The sizes that decide which kernels a model runs. `tokens` is the prompt length of the prefill cases, `batch` the
-    number of sequences in the step that decode kernels are compared on besides a single one's."""
-
-    hidden: int = 2880
-    inner: int = 2880
-    experts: int = 32
-    top_k: int = 4
-    heads: int = 64
-    kv_heads: int = 8
-    window: int = 128
-    vocabulary: int = 201_088
-    eps: float = 1e-5
-    limit: float = 7.0
-    alpha: float = 1.702
-    tokens: int = 256
-    keys: int = 1024
-    batch: int = 3
-
-    @staticmethod
-    def of(config: ModelConfig) -> Shapes:
-        """The shapes of a model."""
-        return Shapes(
-            hidden=config.hidden_size,
-            inner=config.intermediate_size,
-            experts=config.num_experts,
-            top_k=config.experts_per_token,
-            heads=config.num_heads,
-            kv_heads=config.num_kv_heads,
-            window=config.sliding_window,
-            vocabulary=config.vocab_size,
-            eps=config.rms_norm_eps,
-            limit=config.swiglu_limit,
-            alpha=config.swiglu_alpha,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
     """`run` answers with the kernel's comparable outputs, or the twin's on a StockBackend. `bytes` is the least that a
     call must move, `stock` what MLX's own operations do for the same end (None: the twin is made of them). `also` is
-    another use of the kernel, compared in the same way and not timed."""
+    another use of the kernel, compared in the same way and not timed. `packed` is what a GPU does in halves,
+    compared to HALVES, and `timed` what is timed instead of `run`."""
 
     kernel: str
     run: Run
@@ -85,9 +52,11 @@ class Case:
     tolerance: float
     stock: Callable[[], mx.array] | None = None
     also: Run | None = None
+    packed: Run | None = None
+    timed: Run | None = None
 
     def outputs(self, backend: Backend) -> list[mx.array]:
-        """Everything that is compared."""
+        """Everything that is compared to `tolerance`."""
         return [*self.run(backend), *(() if self.also is None else self.also(backend))]
 
 
@@ -99,44 +68,15 @@ def build_case(kernel: str, shapes: Shapes, backend: Backend) -> Case:
     return case
 
 
-def _normal(*shape: int, dtype: mx.Dtype = mx.float32, std: float = 1.0) -> mx.array:
-    array = (mx.random.normal(shape) * std).astype(dtype)
-    mx.eval(array)
-    return array
-
-
-def _linear(rows: int, columns: int) -> Linear:
-    return Linear(
-        _normal(rows, columns, dtype=mx.bfloat16, std=columns**-0.5), _normal(rows, dtype=mx.bfloat16, std=0.3)
-    )
-
-
-def _experts(count: int, rows: int, columns: int) -> Experts:
-    blocks = mx.random.randint(-(2**31), 2**31 - 1, (count, rows, columns // 8)).view(mx.uint32)
-    scales = mx.random.randint(118, 122, (count, rows, columns // 32)).astype(mx.uint8)
-    bias = _normal(count, rows, dtype=mx.bfloat16, std=0.3)
-    mx.eval(blocks, scales)
-    return Experts(bias, blocks=blocks, scales=scales)
-
-
-def _expert_bytes(experts: Experts, used: int) -> int:
-    if experts.blocks is None or experts.scales is None:
-        return 0
-    return (experts.blocks.nbytes + experts.scales.nbytes) * used // experts.num_experts
-
-
-def _params(shapes: Shapes) -> mx.array:
-    return model_params(shapes.eps, shapes.limit, shapes.alpha)
-
-
-def _qkv_rope(s: Shapes, _backend: Backend) -> Case:
-    weight = _linear((s.heads + 2 * s.kv_heads) * HEAD_DIM, s.hidden)
-    norm, xs = _normal(s.hidden, dtype=mx.bfloat16), _normal(s.batch, s.hidden)
-    ropes, params = _normal(s.batch, HEAD_DIM), _params(s)
+def _qkv_rope(s: Shapes, device: Backend) -> Case:
+    rows = (s.heads + 2 * s.kv_heads) * HEAD_DIM
+    weight = linear(rows, s.hidden)
+    norm, xs = normal(s.hidden, dtype=mx.bfloat16), normal(s.batch, s.hidden)
+    ropes, params = normal(s.batch, HEAD_DIM), params_of(s)
     x, rope = mx.contiguous(xs[:1]), mx.contiguous(ropes[:1])
     mx.eval(x, rope)
 
-    def project(x: mx.array, rope: mx.array, backend: Backend) -> Sequence[mx.array]:
+    def project(x: mx.array, rope: mx.array, backend: Backend, weight: Linear = weight) -> Sequence[mx.array]:
         return qkv.qkv_rope(
             x, norm, weight, rope, params, heads=s.heads, kv_heads=s.kv_heads, dtype=mx.float32, backend=backend
         )
@@ -150,14 +90,20 @@ def _qkv_rope(s: Shapes, _backend: Backend) -> Case:
     def stock() -> mx.array:
         return mx.fast.rms_norm(x.astype(mx.bfloat16), norm, s.eps) @ weight.weight.T
 
-    return Case(qkv.NAME, run, weight.weight.nbytes, EXACT, stock, batch)
+    tuning = tuning_for(device.family)
+    linears = packed_linears(rows, s.hidden) if tuning.halves and tuning.qkv_halves else ()
+
+    def packed(backend: Backend) -> Sequence[mx.array]:
+        return [array for linear in linears for array in project(x, rope, backend, linear)]
+
+    return Case(qkv.NAME, run, weight.weight.nbytes, EXACT, stock, batch, packed if linears else None)
 
 
-def _attention_out(s: Shapes, _backend: Backend) -> Case:
-    weight = _linear(s.hidden, s.heads * HEAD_DIM)
-    a, x = _normal(1, s.heads * HEAD_DIM), _normal(1, s.hidden)
-    parts, sinks = mx.abs(_normal(s.heads, 2, PART)) + 0.5, _normal(s.heads, dtype=mx.bfloat16)
-    many, xs = _normal(s.batch, s.heads * HEAD_DIM), _normal(s.batch, s.hidden)
+def _attention_out(s: Shapes, device: Backend) -> Case:
+    weight = linear(s.hidden, s.heads * HEAD_DIM)
+    a, x = normal(1, s.heads * HEAD_DIM), normal(1, s.hidden)
+    parts, sinks = mx.abs(normal(s.heads, 2, PART)) + 0.5, normal(s.heads, dtype=mx.bfloat16)
+    many, xs = normal(s.batch, s.heads * HEAD_DIM), normal(s.batch, s.hidden)
     mx.eval(parts)
 
     def run(backend: Backend) -> Sequence[mx.array]:
@@ -170,12 +116,18 @@ def _attention_out(s: Shapes, _backend: Backend) -> Case:
     def stock() -> mx.array:
         return a.astype(mx.bfloat16) @ weight.weight.T
 
-    return Case(attention_out.NAME, run, weight.weight.nbytes, EXACT, stock, others)
+    tuning = tuning_for(device.family)
+    linears = packed_linears(s.hidden, s.heads * HEAD_DIM) if tuning.halves and tuning.out_halves else ()
+
+    def packed(backend: Backend) -> Sequence[mx.array]:
+        return [attention_out.attention_out(a, linear, x, backend=backend) for linear in linears]
+
+    return Case(attention_out.NAME, run, weight.weight.nbytes, EXACT, stock, others, packed if linears else None)
 
 
-def _router(s: Shapes, _backend: Backend) -> Case:
-    weight, norm = _linear(s.experts, s.hidden), _normal(s.hidden, dtype=mx.bfloat16)
-    x, xs, params = _normal(1, s.hidden), _normal(s.batch, s.hidden), _params(s)
+def _router(s: Shapes, device: Backend) -> Case:
+    weight, norm = linear(s.experts, s.hidden), normal(s.hidden, dtype=mx.bfloat16)
+    x, xs, params = normal(1, s.hidden), normal(s.batch, s.hidden), params_of(s)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return router.router(x, norm, weight, params, backend=backend)
@@ -186,7 +138,12 @@ def _router(s: Shapes, _backend: Backend) -> Case:
     def stock() -> mx.array:
         return mx.fast.rms_norm(x.astype(mx.bfloat16), norm, s.eps) @ weight.weight.T
 
-    return Case(router.NAME, run, weight.weight.nbytes, EXACT, stock, batch)
+    def packed(backend: Backend) -> Sequence[mx.array]:
+        t, logits = router.router(x, norm, weight, params, packed=True, backend=backend)
+        return [unpack_activation(t, s.hidden), logits]
+
+    fits = _fits_halves(s, device)
+    return Case(router.NAME, run, weight.weight.nbytes, EXACT, stock, batch, packed if fits else None)
 
 
 def _gather(x: mx.array, experts: Experts, picks: mx.array) -> mx.array:
@@ -197,22 +154,29 @@ def _gather(x: mx.array, experts: Experts, picks: mx.array) -> mx.array:
     )
 
 
+def _fits_halves(s: Shapes, device: Backend) -> bool:
+    return moe.fits_halves(s.hidden, s.inner, s.top_k, tuning_for(device.family))
+
+
 def _decode_experts(s: Shapes) -> tuple[int, mx.array, mx.array]:
     count = min(s.experts, MOST_EXPERTS)
-    return count, _normal(1, count), _normal(1, 8, s.hidden // 32, 4)
+    return count, normal(1, count), normal(1, 8, s.hidden // 32, 4)
 
 
-def _moe_gate_up(s: Shapes, _backend: Backend) -> Case:
+def _moe_gate_up(s: Shapes, device: Backend) -> Case:
     count, logits, t = _decode_experts(s)
-    weights, params = _experts(count, 2 * s.inner, s.hidden), _params(s)
+    weights, params = experts(count, 2 * s.inner, s.hidden), params_of(s)
     picks = mx.argsort(-logits, axis=-1)[:, : s.top_k].astype(mx.uint32)
-    x = _normal(1, 1, 1, s.hidden, dtype=mx.bfloat16)
-    ts, all_logits = _normal(s.batch, 8, s.hidden // 32, 4), _normal(s.batch, count)
+    x = normal(1, 1, 1, s.hidden, dtype=mx.bfloat16)
+    ts, all_logits = normal(s.batch, 8, s.hidden // 32, 4), normal(s.batch, count)
+
+    halves = pack_activation(normal(1, s.hidden))
+    mx.eval(halves)
 
     def take(t: mx.array, logits: mx.array, backend: Backend) -> Sequence[mx.array]:
         h, chosen, shares = moe.moe_gate_up(t, logits, weights, params, top_k=s.top_k, backend=backend)
         used = t.shape[0] * s.top_k
-        return [h, chosen[:used], shares[:used]]
+        return [unpack_activation(h, s.inner) if t.ndim == 2 else h, chosen[:used], shares[:used]]
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return take(t, logits, backend)
@@ -220,20 +184,30 @@ def _moe_gate_up(s: Shapes, _backend: Backend) -> Case:
     def batch(backend: Backend) -> Sequence[mx.array]:
         return take(ts, all_logits, backend)
 
-    return Case(moe.GATE_UP, run, _expert_bytes(weights, s.top_k), EXACT, lambda: _gather(x, weights, picks), batch)
+    def packed(backend: Backend) -> Sequence[mx.array]:
+        return take(halves, logits, backend)
+
+    def stock() -> mx.array:
+        return _gather(x, weights, picks)
+
+    fits = _fits_halves(s, device)
+    least = expert_bytes(weights, s.top_k)
+    halved = packed if fits else None
+    return Case(moe.GATE_UP, run, least, EXACT, stock, batch, halved, halved)
 
 
-def _moe_down(s: Shapes, _backend: Backend) -> Case:
+def _moe_down(s: Shapes, device: Backend) -> Case:
     count, logits, _ = _decode_experts(s)
-    weights, x = _experts(count, s.hidden, s.inner), _normal(1, s.hidden)
+    weights, x = experts(count, s.hidden, s.inner), normal(1, s.hidden)
     chosen = mx.argsort(-logits, axis=-1)[:, : s.top_k]
     picks, shares = padded(chosen.reshape(-1).astype(mx.int32)), padded(mx.softmax(mx.arange(s.top_k) * 0.3))
-    h = _normal(1, s.top_k, 8, s.inner // 32, 4)
-    inner = _normal(1, s.top_k, 1, s.inner, dtype=mx.bfloat16)
-    all_picks = padded(mx.argsort(_normal(s.batch, count), axis=-1)[:, : s.top_k].reshape(-1).astype(mx.int32))
-    all_shares = padded(mx.softmax(_normal(s.batch, s.top_k), axis=-1).reshape(-1))
-    hs, xs = _normal(s.batch, s.top_k, 8, s.inner // 32, 4), _normal(s.batch, s.hidden)
-    mx.eval(picks, shares, all_picks, all_shares)
+    h = normal(1, s.top_k, 8, s.inner // 32, 4)
+    inner = normal(1, s.top_k, 1, s.inner, dtype=mx.bfloat16)
+    all_picks = padded(mx.argsort(normal(s.batch, count), axis=-1)[:, : s.top_k].reshape(-1).astype(mx.int32))
+    all_shares = padded(mx.softmax(normal(s.batch, s.top_k), axis=-1).reshape(-1))
+    hs, xs = normal(s.batch, s.top_k, 8, s.inner // 32, 4), normal(s.batch, s.hidden)
+    halves = pack_activation(normal(s.top_k, s.inner))
+    mx.eval(picks, shares, all_picks, all_shares, halves)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return [moe.moe_down(h, picks, shares, weights, x, backend=backend)]
@@ -244,13 +218,18 @@ def _moe_down(s: Shapes, _backend: Backend) -> Case:
     def stock() -> mx.array:
         return _gather(inner, weights, chosen.astype(mx.uint32))
 
-    return Case(moe.DOWN, run, _expert_bytes(weights, s.top_k), EXACT, stock, batch)
+    def packed(backend: Backend) -> Sequence[mx.array]:
+        return [moe.moe_down(halves, picks, shares, weights, x, backend=backend)]
+
+    fits = _fits_halves(s, device)
+    halved = packed if fits else None
+    return Case(moe.DOWN, run, expert_bytes(weights, s.top_k), EXACT, stock, batch, halved, halved)
 
 
 def _head(s: Shapes, _backend: Backend) -> Case:
     rows = min(s.vocabulary, MOST_VOCABULARY)
-    weight, norm = _linear(rows, s.hidden), _normal(s.hidden, dtype=mx.bfloat16)
-    x, xs, params = _normal(1, s.hidden), _normal(s.batch, s.hidden), _params(s)
+    weight, norm = linear(rows, s.hidden), normal(s.hidden, dtype=mx.bfloat16)
+    x, xs, params = normal(1, s.hidden), normal(s.batch, s.hidden), params_of(s)
     valid = rows - rows // 8
 
     def run(backend: Backend) -> Sequence[mx.array]:
@@ -266,7 +245,7 @@ def _head(s: Shapes, _backend: Backend) -> Case:
 
 
 def _top_tokens(s: Shapes, _backend: Backend) -> Case:
-    logits = _normal(1, s.vocabulary)
+    logits = normal(1, s.vocabulary)
     count = min(8, s.vocabulary)
 
     def run(backend: Backend) -> Sequence[mx.array]:
@@ -288,7 +267,7 @@ def _draws() -> Draws:
 
 def _draw_parts(s: Shapes, backend: Backend) -> Case:
     vocabulary = max(s.vocabulary, top_tokens.MAX_COUNT)
-    logits, settings = _normal(4, vocabulary, std=3.0), _draws().settings(vocabulary)
+    logits, settings = normal(4, vocabulary, std=3.0), _draws().settings(vocabulary)
     chunk = tuning_for(backend.family).top_chunk
 
     def run(chosen: Backend) -> Sequence[mx.array]:
@@ -301,7 +280,7 @@ def _draw_parts(s: Shapes, backend: Backend) -> Case:
 
 def _draw_token(s: Shapes, backend: Backend) -> Case:
     vocabulary = max(s.vocabulary, top_tokens.MAX_COUNT)
-    logits, draws = _normal(4, vocabulary, std=3.0), _draws()
+    logits, draws = normal(4, vocabulary, std=3.0), _draws()
     settings = draws.settings(vocabulary)
     parts = draw_parts_twin(logits, settings, tuning_for(backend.family).top_chunk)
     best = top_tokens.top_tokens_twin(logits, top_tokens.MAX_COUNT)
@@ -318,8 +297,8 @@ def _draw_token(s: Shapes, backend: Backend) -> Case:
 
 
 def _position(s: Shapes) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    k, v = (_normal(1, s.kv_heads, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
-    return _normal(1, s.heads, HEAD_DIM), k, v, _normal(s.heads, dtype=mx.bfloat16)
+    k, v = (normal(1, s.kv_heads, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    return normal(1, s.heads, HEAD_DIM), k, v, normal(s.heads, dtype=mx.bfloat16)
 
 
 def _sdpa(q: mx.array, k: mx.array, v: mx.array, sinks: mx.array) -> mx.array:
@@ -330,8 +309,8 @@ def _sdpa(q: mx.array, k: mx.array, v: mx.array, sinks: mx.array) -> mx.array:
 
 def _attention_full(s: Shapes, _backend: Backend) -> Case:
     q, k, v, sinks = _position(s)
-    main_k, main_v = (_normal(s.kv_heads, s.keys, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
-    tail_k, tail_v = (_normal(s.kv_heads, 16, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    main_k, main_v = (normal(s.kv_heads, s.keys, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    tail_k, tail_v = (normal(s.kv_heads, 16, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
     n_tail = 5
     lengths = attention.cache_lengths(offset=s.keys + n_tail, n_main=s.keys, n_tail=n_tail, capacity=s.keys, row=0)
 
@@ -346,8 +325,8 @@ def _attention_full(s: Shapes, _backend: Backend) -> Case:
 
 def _attention_merge(s: Shapes, backend: Backend) -> Case:
     parts = attention.parts_for(s.keys, tuning_for(backend.family))
-    part = mx.abs(_normal(s.heads, parts, PART)) + 0.5
-    sinks = _normal(s.heads, dtype=mx.bfloat16)
+    part = mx.abs(normal(s.heads, parts, PART)) + 0.5
+    sinks = normal(s.heads, dtype=mx.bfloat16)
     mx.eval(part)
 
     def run(chosen: Backend) -> Sequence[mx.array]:
@@ -358,7 +337,7 @@ def _attention_merge(s: Shapes, backend: Backend) -> Case:
 
 def _attention_sliding(s: Shapes, _backend: Backend) -> Case:
     q, k, v, sinks = _position(s)
-    ring_k, ring_v = (_normal(s.kv_heads, s.window, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    ring_k, ring_v = (normal(s.kv_heads, s.window, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
     lengths = attention.cache_lengths(offset=3 * s.window + 7, n_main=0, n_tail=0, capacity=1, row=0)
 
     def run(backend: Backend) -> Sequence[mx.array]:
@@ -369,7 +348,7 @@ def _attention_sliding(s: Shapes, _backend: Backend) -> Case:
 
 def _prompt(s: Shapes, backend: Backend) -> tuple[int, pr.Routing]:
     count = min(s.experts, MOST_EXPERTS)
-    logits = _normal(s.tokens, count) + _normal(count)
+    logits = normal(s.tokens, count) + normal(count)
     picks, weights = pr.prefill_topk_twin(logits, top_k=min(s.top_k, count))
     rows = prefill_tuning_for(backend.family).gate_up.rows
     routing = pr.prefill_sort_twin(picks, weights, experts=count, tile_rows=rows)
@@ -378,7 +357,7 @@ def _prompt(s: Shapes, backend: Backend) -> tuple[int, pr.Routing]:
 
 
 def _prefill_topk(s: Shapes, _backend: Backend) -> Case:
-    logits = _normal(s.tokens, s.experts)
+    logits = normal(s.tokens, s.experts)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return pr.prefill_topk(logits, top_k=s.top_k, backend=backend)
@@ -387,7 +366,7 @@ def _prefill_topk(s: Shapes, _backend: Backend) -> Case:
 
 
 def _prefill_sort(s: Shapes, backend: Backend) -> Case:
-    picks, weights = pr.prefill_topk_twin(_normal(s.tokens, s.experts) + _normal(s.experts), top_k=s.top_k)
+    picks, weights = pr.prefill_topk_twin(normal(s.tokens, s.experts) + normal(s.experts), top_k=s.top_k)
     mx.eval(picks, weights)
     tuning = prefill_tuning_for(backend.family)
 
@@ -400,29 +379,29 @@ def _prefill_sort(s: Shapes, backend: Backend) -> Case:
 
 def _prefill_gate_up(s: Shapes, backend: Backend) -> Case:
     count, routing = _prompt(s, backend)
-    weights, params = _experts(count, 2 * s.inner, s.hidden), _params(s)
-    x = _normal(s.tokens, s.hidden, dtype=mx.bfloat16)
+    weights, params = experts(count, 2 * s.inner, s.hidden), params_of(s)
+    x = normal(s.tokens, s.hidden, dtype=mx.bfloat16)
 
     def run(chosen: Backend) -> Sequence[mx.array]:
         return [pm.prefill_moe_gate_up(x, weights, routing, params, backend=chosen)]
 
-    return Case(pm.GATE_UP, run, _expert_bytes(weights, count), ROUNDED)
+    return Case(pm.GATE_UP, run, expert_bytes(weights, count), ROUNDED)
 
 
 def _prefill_down(s: Shapes, backend: Backend) -> Case:
     count, routing = _prompt(s, backend)
-    weights = _experts(count, s.hidden, s.inner)
-    h = _normal(routing.order.size, s.inner, dtype=mx.bfloat16)
+    weights = experts(count, s.hidden, s.inner)
+    h = normal(routing.order.size, s.inner, dtype=mx.bfloat16)
 
     def run(chosen: Backend) -> Sequence[mx.array]:
         return [pm.prefill_moe_down(h, weights, routing, backend=chosen)]
 
-    return Case(pm.DOWN, run, _expert_bytes(weights, count), ROUNDED)
+    return Case(pm.DOWN, run, expert_bytes(weights, count), ROUNDED)
 
 
 def _prefill_sum(s: Shapes, backend: Backend) -> Case:
     _, routing = _prompt(s, backend)
-    y, residual = _normal(routing.order.size, s.hidden, dtype=mx.bfloat16), _normal(s.tokens, s.hidden)
+    y, residual = normal(routing.order.size, s.hidden, dtype=mx.bfloat16), normal(s.tokens, s.hidden)
 
     def run(chosen: Backend) -> Sequence[mx.array]:
         return [pm.prefill_moe_sum(y, routing, residual, backend=chosen)]
@@ -432,8 +411,8 @@ def _prefill_sum(s: Shapes, backend: Backend) -> Case:
 
 def _prefill_rope(s: Shapes, _backend: Backend) -> Case:
     columns = (s.heads + 2 * s.kv_heads) * HEAD_DIM
-    x, bias = _normal(s.tokens, columns, dtype=mx.bfloat16), _normal(columns, dtype=mx.bfloat16)
-    rope = _normal(s.tokens, HEAD_DIM)
+    x, bias = normal(s.tokens, columns, dtype=mx.bfloat16), normal(columns, dtype=mx.bfloat16)
+    rope = normal(s.tokens, HEAD_DIM)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return pq.prefill_rope(x, bias, rope, heads=s.heads, kv_heads=s.kv_heads, backend=backend)
@@ -442,9 +421,9 @@ def _prefill_rope(s: Shapes, _backend: Backend) -> Case:
 
 
 def _prefill_attention(s: Shapes, _backend: Backend) -> Case:
-    q = _normal(1, s.tokens, s.heads, HEAD_DIM, dtype=mx.bfloat16)
-    k, v = (_normal(1, s.kv_heads, 2 * s.tokens, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
-    sinks = _normal(s.heads, dtype=mx.bfloat16)
+    q = normal(1, s.tokens, s.heads, HEAD_DIM, dtype=mx.bfloat16)
+    k, v = (normal(1, s.kv_heads, 2 * s.tokens, HEAD_DIM, dtype=mx.bfloat16) for _ in range(2))
+    sinks = normal(s.heads, dtype=mx.bfloat16)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return [

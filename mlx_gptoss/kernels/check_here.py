@@ -14,9 +14,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from mlx_gptoss.kernels.cases import Shapes
 from mlx_gptoss.kernels.check import KernelReport, check_kernel, off
 from mlx_gptoss.kernels.selfcheck_child import backend_from
+from mlx_gptoss.kernels.shapes import Shapes
 from mlx_gptoss.liveness import alive
 
 _CRASHED = "the program ended while the kernel was being checked"

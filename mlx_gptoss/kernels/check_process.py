@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_gptoss.kernels.cases import Shapes
 from mlx_gptoss.kernels.check import KernelReport, off
+from mlx_gptoss.kernels.shapes import Shapes
 
 PYTHON_VARIABLE = "MLX_GPTOSS_PYTHON"
 """Names the Python that checks kernels, for programs that are no Python themselves."""

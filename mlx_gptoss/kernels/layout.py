@@ -17,7 +17,9 @@ PART = 68
 """Floats of one head's part of an attention: 64 sums, maximum score, denominator, 2 of padding (see attend.h)."""
 
 _FORMATS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16, "f32": 32, "mxfp8": 108}
-_MXFP4 = 104
+MXFP4 = 104
+HALVES_FORMATS = frozenset((4, 8, 108))
+"""Formats of dense matrices whose products with one activation may be added up in halves (metal/halves.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def expert_arguments(experts: Experts, columns: int, kernel: str) -> WeightArgum
     if experts.blocks is not None and experts.scales is not None:
         check_array("blocks", experts.blocks, (*shape, columns // 8), (mx.uint32,), kernel)
         check_array("scales", experts.scales, (*shape, columns // 32), (mx.uint8,), kernel)
-        return WeightArguments(experts.blocks, experts.scales, experts.scales, _MXFP4, 32)
+        return WeightArguments(experts.blocks, experts.scales, experts.scales, MXFP4, 32)
     if experts.weight is None:
         raise KernelError("experts have blocks and scales, or a dense weight", where=kernel)
     check_array("weight", experts.weight, (*shape, columns), (mx.bfloat16, mx.float32), kernel)
@@ -137,7 +139,7 @@ def unpermute_activation(x: mx.array) -> mx.array:
 
 
 def chunk_values(weight_format: int) -> int:
-    """Values of a weight that a lane takes at a time (see matvec.h)."""
+    """Values of a weight that a lane takes at a time (see chunks.h)."""
     return 16 if weight_format == 6 else 128 // (weight_format % 100)
 
 

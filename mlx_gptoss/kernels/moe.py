@@ -5,8 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlx_gptoss.errors import KernelError
-from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.backend import Backend, TemplateValue
+from mlx_gptoss.kernels.halves import pack_activation, packed_size, unpack_activation
 from mlx_gptoss.kernels.layout import (
+    MXFP4,
     SMALLEST_INPUT,
     check_array,
     check_batch,
@@ -28,12 +30,44 @@ POWERS_OF_TWO = (1, 2, 4, 8, 16)
 _ACTIVATIONS = (mx.float32, mx.float16)
 
 
-def _staged(rows: Rows | None, weight_format: int, columns: int, activations: int, staged_bytes: int) -> Rows | None:
-    """`rows` where `activations` times `columns` floats fit in threadgroup memory, a row of the weight is one block of
-    a simdgroup, and no simdgroup is left without an activation; else None."""
-    if rows is None or rows.share > activations or 4 * activations * columns > staged_bytes:
+def _staged(
+    rows: Rows | None, weight_format: int, columns: int, activations: int, packed: bool, room: int
+) -> Rows | None:
+    """`rows` where `activations` of `columns` floats, or of packed halves, fit in `room` bytes of threadgroup memory, a
+    row of the weight is one block of a simdgroup, and no simdgroup is left without an activation; else None."""
+    if rows is None or rows.share > activations:
+        return None
+    if activations * (2 * packed_size(columns) if packed else 4 * columns) > room:
         return None
     return rows if 32 * rows.unroll >= columns // chunk_values(weight_format) else None
+
+
+def fits_halves(columns: int, inner: int, top_k: int, tuning: Tuning) -> bool:
+    """Whether, with this tuning, experts [2 inner, columns] and [N, inner] take one sequence's activations packed."""
+    room, down = tuning.staged_bytes, tuning.down_alone
+    return (
+        tuning.halves
+        and _staged(tuning.gate_up_alone, MXFP4, columns, 1, True, room) is not None
+        and _staged(down, MXFP4, inner, top_k, True, room) is not None
+        and down is not None
+        and down.share == 1
+    )
+
+
+def takes_halves(gate_up: Experts, down: Experts, top_k: int, tuning: Tuning) -> bool:
+    """Whether the experts of one sequence are to get their activations packed (see `pack_activation`)."""
+    packed = gate_up.blocks is not None and down.blocks is not None
+    return packed and fits_halves(gate_up.columns, down.columns, top_k, tuning)
+
+
+def _alone(
+    rows: Rows | None, packed: bool, weight_format: int, columns: int, count: int, tuning: Tuning
+) -> Rows | None:
+    """The rows for one sequence, where they serve these weights. Raises KernelError where packed ones have none."""
+    alone = _staged(rows, weight_format, columns, count, packed, tuning.staged_bytes)
+    if packed and (alone is None or weight_format != MXFP4 or not tuning.halves):
+        raise KernelError("packed activations do not fit the tuning", expected="see `takes_halves`", got=str(rows))
+    return alone
 
 
 def moe_gate_up(
@@ -48,16 +82,21 @@ def moe_gate_up(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The top_k experts of each sequence and their clamped SwiGLU: (h, picks, weights).
 
-    t: permuted activation [S, 8, K/32, 4] float32 or float16 (see `router`); logits: [S, E] float32;
-    gate_up: E matrices [2 I, K], rows gate, linear, gate, ...; params: `model_params`.
-    h: [S, top_k, 8, I/32, 4] in t's dtype. picks int32 and weights float32 (the softmax over the chosen logits) are
-    [max(8, S * top_k)], best first in each sequence, ties to the lower expert; what lies beyond S * top_k is undefined.
-    Raises KernelError.
+    t: permuted activation [S, 8, K/32, 4] float32 or float16, or packed float16 [1, packed_size(K)] (see `router`);
+    logits: [S, E] float32; gate_up: E matrices [2 I, K], rows gate, linear, gate, ...; params: `model_params`.
+    h: [S, top_k, 8, I/32, 4] in t's dtype, or packed float16 [top_k, packed_size(I)] if t is. picks int32 and weights
+    float32 (the softmax over the chosen logits) are [max(8, S * top_k)], best first in each sequence, ties to the lower
+    expert; what lies beyond S * top_k is undefined. Raises KernelError.
     """
     check_batch(t.shape[0], GATE_UP)
     batch, experts, inner = t.shape[0], gate_up.num_experts, gate_up.rows // 2
-    columns = t.shape[2] * 32
-    check_array("t", t, (batch, 8, None, 4), _ACTIVATIONS, GATE_UP)
+    packed = t.ndim == 2
+    if packed:
+        columns = gate_up.columns
+        check_array("t", t, (1, packed_size(columns)), (mx.float16,), GATE_UP)
+    else:
+        check_array("t", t, (batch, 8, None, 4), _ACTIVATIONS, GATE_UP)
+        columns = t.shape[2] * 32
     check_array("logits", logits, (batch, experts), (mx.float32,), GATE_UP)
     if not 1 <= top_k <= experts:
         raise KernelError("top_k is at most the number of experts", got=str(top_k), where=GATE_UP)
@@ -68,36 +107,36 @@ def moe_gate_up(
     weights = expert_arguments(gate_up, columns, GATE_UP)
     tuning = tuning or tuning_for(backend.family)
     chosen = tuning.gate_up_alone if batch == 1 else None
-    alone = _staged(chosen, weights.format, columns, 1, tuning.staged_bytes)
+    alone = _alone(chosen, packed, weights.format, columns, 1, tuning)
     rows = alone or tuning.gate_up
-    if rows.rows not in POWERS_OF_TWO[1:] or rows.passes * rows.rows > SUMS_PER_SIMDGROUP:
+    each = rows.passes * rows.rows
+    if rows.rows not in POWERS_OF_TWO or each % 2 or each > SUMS_PER_SIMDGROUP:
         raise KernelError("a simdgroup takes pairs of rows, at most 32 in all", got=str(rows), where=GATE_UP)
     threads = 32 * rows.simdgroups
-    groups = -(-inner // (rows.simdgroups * rows.passes * rows.rows // 2))
+    groups = -(-2 * inner // (rows.simdgroups * each))
     table = (max(SMALLEST_INPUT, batch * top_k),)
+    template: list[tuple[str, TemplateValue]] = [
+        ("B", gate_up.bias.dtype),
+        ("FORMAT", weights.format),
+        ("K", columns),
+        ("I", inner),
+        ("E", experts),
+        ("TOPK", top_k),
+        ("ROWS", rows.rows),
+        ("SIMDGROUPS", rows.simdgroups),
+        ("UNROLL", rows.unroll),
+        ("PASSES", rows.passes),
+    ]
+    if not packed:
+        kinds = ("A", t.dtype), ("W", weights.weight.dtype), ("Q", weights.scales.dtype)
+        template += [*kinds, ("S", batch), ("STAGED", alone is not None)]
     h, picks, shares = backend.launch(
-        load_kernel(GATE_UP),
+        load_kernel(f"{GATE_UP}.halves" if packed else GATE_UP),
         [t, padded(logits.reshape(-1)), weights.weight, weights.scales, gate_up.bias, params],
-        [
-            ("A", t.dtype),
-            ("W", weights.weight.dtype),
-            ("Q", weights.scales.dtype),
-            ("B", gate_up.bias.dtype),
-            ("FORMAT", weights.format),
-            ("K", columns),
-            ("I", inner),
-            ("E", experts),
-            ("TOPK", top_k),
-            ("S", batch),
-            ("ROWS", rows.rows),
-            ("SIMDGROUPS", rows.simdgroups),
-            ("UNROLL", rows.unroll),
-            ("PASSES", rows.passes),
-            ("STAGED", alone is not None),
-        ],
+        template,
         (groups * threads, batch * top_k, 1),
         (threads, 1, 1),
-        [(batch, top_k, 8, inner // 32, 4), table, table],
+        [(top_k, packed_size(inner)) if packed else (batch, top_k, 8, inner // 32, 4), table, table],
         [t.dtype, mx.int32, mx.float32],
     )
     return h, picks, shares
@@ -109,14 +148,15 @@ def moe_gate_up_twin(
     """The same in plain mx, float32 throughout."""
     picks = mx.argsort(-logits, axis=-1)[:, :top_k]
     shares = mx.softmax(mx.take_along_axis(logits, picks, axis=-1), axis=-1, precise=True)
-    x = unpermute_activation(t).astype(mx.float32)
+    packed = t.ndim == 2
+    x = unpack_activation(t, gate_up.columns) if packed else unpermute_activation(t).astype(mx.float32)
     y = (picked_weight(gate_up, picks) @ x[:, None, :, None]).squeeze(-1) + gate_up.bias[picks].astype(mx.float32)
     limit, alpha = params[1], params[2]
     gate = mx.minimum(y[..., ::2], limit)
     linear = mx.clip(y[..., 1::2], -limit, limit)
     h = gate * mx.sigmoid(alpha * gate) * (linear + 1.0)
     flat = padded(picks.reshape(-1).astype(mx.int32)), padded(shares.reshape(-1))
-    return permute_activation(h).astype(t.dtype), *flat
+    return pack_activation(h[0]) if packed else permute_activation(h).astype(t.dtype), *flat
 
 
 def moe_down(
@@ -131,12 +171,18 @@ def moe_down(
 ) -> mx.array:
     """x plus the weighted sum of the chosen experts' down projections: float32 [S, N].
 
-    h, picks, weights: as `moe_gate_up` gives them; down: E matrices [N, K]; x: residual stream [S, N] float32.
-    Raises KernelError.
+    h, picks, weights: as `moe_gate_up` gives them, h packed or not; down: E matrices [N, K]; x: residual stream [S, N]
+    float32. Raises KernelError.
     """
-    batch, top_k, columns = h.shape[0], h.shape[1], h.shape[3] * 32
+    packed = h.ndim == 2
+    batch, top_k = (1, h.shape[0]) if packed else (h.shape[0], h.shape[1])
     check_batch(batch, DOWN)
-    check_array("h", h, (batch, None, 8, None, 4), _ACTIVATIONS, DOWN)
+    if packed:
+        columns = down.columns
+        check_array("h", h, (None, packed_size(columns)), (mx.float16,), DOWN)
+    else:
+        check_array("h", h, (batch, None, 8, None, 4), _ACTIVATIONS, DOWN)
+        columns = h.shape[3] * 32
     check_array("picks", picks, (max(SMALLEST_INPUT, batch * top_k),), (mx.int32,), DOWN)
     check_array("weights", weights, (max(SMALLEST_INPUT, batch * top_k),), (mx.float32,), DOWN)
     check_array("x", x, (batch, down.rows), (mx.float32,), DOWN)
@@ -145,7 +191,7 @@ def moe_down(
     arguments = expert_arguments(down, columns, DOWN)
     tuning = tuning or tuning_for(backend.family)
     chosen = tuning.down_alone if batch == 1 else None
-    alone = _staged(chosen, arguments.format, columns, top_k, tuning.staged_bytes)
+    alone = _alone(chosen, packed, arguments.format, columns, top_k, tuning)
     rows = alone or tuning.down
     if rows.simdgroups % rows.share:
         raise KernelError(
@@ -159,25 +205,25 @@ def moe_down(
         )
     threads = 32 * rows.simdgroups
     groups = -(-down.rows // (rows.simdgroups // rows.share * rows.rows))
+    template: list[tuple[str, TemplateValue]] = [
+        ("B", down.bias.dtype),
+        ("FORMAT", arguments.format),
+        ("K", columns),
+        ("N", down.rows),
+        ("TOPK", top_k),
+        ("ROWS", rows.rows),
+        ("SIMDGROUPS", rows.simdgroups),
+        ("UNROLL", rows.unroll),
+    ]
+    if packed and rows.share > 1:
+        raise KernelError("packed activations are not shared out", expected="see `takes_halves`", where=DOWN)
+    if not packed:
+        kinds = ("A", h.dtype), ("W", arguments.weight.dtype), ("Q", arguments.scales.dtype)
+        template += [*kinds, ("S", batch), ("SHARE", rows.share), ("STAGED", alone is not None)]
     return backend.launch(
-        load_kernel(DOWN),
+        load_kernel(f"{DOWN}.halves" if packed else DOWN),
         [h, picks, weights, arguments.weight, arguments.scales, down.bias, x],
-        [
-            ("A", h.dtype),
-            ("W", arguments.weight.dtype),
-            ("Q", arguments.scales.dtype),
-            ("B", down.bias.dtype),
-            ("FORMAT", arguments.format),
-            ("K", columns),
-            ("N", down.rows),
-            ("TOPK", top_k),
-            ("S", batch),
-            ("ROWS", rows.rows),
-            ("SIMDGROUPS", rows.simdgroups),
-            ("SHARE", rows.share),
-            ("UNROLL", rows.unroll),
-            ("STAGED", alone is not None),
-        ],
+        template,
         (groups * threads, 1, 1),
         (threads, 1, 1),
         [(batch, down.rows)],
@@ -187,9 +233,10 @@ def moe_down(
 
 def moe_down_twin(h: mx.array, picks: mx.array, weights: mx.array, down: Experts, x: mx.array) -> mx.array:
     """The same in plain mx, float32 throughout."""
-    batch, top_k = h.shape[0], h.shape[1]
+    packed = h.ndim == 2
+    inner = unpack_activation(h, down.columns)[None] if packed else unpermute_activation(h).astype(mx.float32)
+    batch, top_k = inner.shape[:2]
     chosen = picks[: batch * top_k].reshape(batch, top_k)
     shares = weights[: batch * top_k].reshape(batch, top_k, 1)
-    inner = unpermute_activation(h).astype(mx.float32)
     y = (picked_weight(down, chosen) @ inner[..., None]).squeeze(-1) + down.bias[chosen].astype(mx.float32)
     return x + (shares * y).sum(axis=1)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.errors import KernelError
+from mlx_gptoss.kernels.backend import Backend, TemplateValue
 from mlx_gptoss.kernels.layout import (
+    HALVES_FORMATS,
     HEAD_DIM,
     check_array,
     check_batch,
+    chunk_values,
     dense_weight,
     linear_arguments,
     rms_norm,
@@ -46,31 +49,39 @@ def qkv_rope(
         return qkv_rope_twin(x, norm, qkv, rope, params, heads=heads, kv_heads=kv_heads, dtype=dtype)
     weights = linear_arguments(qkv, NAME)
     tuning = tuning or tuning_for(backend.family)
-    rows = tuning.qkv.for_weights(qkv.quantized).for_batch(x.shape[0])
     batch, columns = x.shape
+    tile = tile_chunks(weights.format, columns, batch, tuning.staged_bytes)
+    whole = batch == 1 and tile == columns // chunk_values(weights.format)
+    in_halves = tuning.qkv_halves if whole and tuning.halves and weights.format in HALVES_FORMATS else None
+    alone = in_halves or (tuning.qkv_alone if whole and not qkv.quantized else None)
+    rows = alone or tuning.qkv.for_weights(qkv.quantized).for_batch(batch)
+    stagers = rows.stagers if whole else 0
+    if rows.rows % 2:
+        raise KernelError("a simdgroup takes pairs of rows", got=str(rows), where=NAME)
     pairs = (heads + 2 * kv_heads) * HEAD_DIM // 2
     groups = -(-pairs // (rows.simdgroups * rows.rows // 2))
-    threads = 32 * rows.simdgroups
+    threads = 32 * (rows.simdgroups + stagers)
+    template: list[tuple[str, TemplateValue]] = [
+        ("N", norm.dtype),
+        ("Q", weights.scales.dtype),
+        ("B", qkv.bias.dtype),
+        ("T", dtype),
+        ("FORMAT", weights.format),
+        ("GROUP", weights.group),
+        ("K", columns),
+        ("HEADS", heads),
+        ("KV_HEADS", kv_heads),
+        ("ROWS", rows.rows),
+        ("SIMDGROUPS", rows.simdgroups),
+        ("STAGERS", stagers),
+        ("UNROLL", rows.unroll),
+    ]
+    if in_halves is None:
+        template += [("W", weights.weight.dtype), ("S", batch), ("TILE", tile)]
     q, k, v = backend.launch(
-        load_kernel(NAME),
+        load_kernel(NAME if in_halves is None else f"{NAME}.halves"),
         [x, norm, weights.weight, weights.scales, weights.biases, qkv.bias, rope, params],
-        [
-            ("N", norm.dtype),
-            ("W", weights.weight.dtype),
-            ("Q", weights.scales.dtype),
-            ("B", qkv.bias.dtype),
-            ("T", dtype),
-            ("FORMAT", weights.format),
-            ("GROUP", weights.group),
-            ("K", columns),
-            ("HEADS", heads),
-            ("KV_HEADS", kv_heads),
-            ("S", batch),
-            ("ROWS", rows.rows),
-            ("SIMDGROUPS", rows.simdgroups),
-            ("TILE", tile_chunks(weights.format, columns, batch, tuning.staged_bytes)),
-            ("UNROLL", rows.unroll),
-        ],
+        template,
         (groups * threads, 1, 1),
         (threads, 1, 1),
         [(batch, heads, HEAD_DIM), (batch, kv_heads, HEAD_DIM), (batch, kv_heads, HEAD_DIM)],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend
+from mlx_gptoss.kernels.halves import pack_activation, packed_size
 from mlx_gptoss.kernels.layout import (
     check_array,
     check_batch,
@@ -29,19 +31,23 @@ def router(
     params: mx.array,
     *,
     dtype: mx.Dtype = mx.float32,
+    packed: bool = False,
     backend: Backend,
     tuning: Tuning | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """The normed activation, permuted [S, 8, K/32, 4] in `dtype` (float32 or float16), and logits [S, E] float32.
+    """The normed activation and logits [S, E] float32. The activation is permuted, [S, 8, K/32, 4] in `dtype` (float32
+    or float16), or `packed` (S = 1) float16 [1, packed_size(K)], see `pack_activation`.
 
     x: residual stream [S, K] float32, S = 1..8; norm: [K]; weight: dense [E, K] with bias; params: `model_params`.
     Raises KernelError.
     """
     check_batch(x.shape[0], NAME)
     check_array("x", x, (None, weight.columns), (mx.float32,), NAME)
+    if packed and x.shape[0] > 1:
+        raise KernelError("one activation is packed", got=str(x.shape[0]), where=NAME)
     check_array("norm", norm, (weight.columns,), (mx.float32, mx.bfloat16), NAME)
     if backend.name == "stock" or weight.bias is None or weight.quantized:
-        return router_twin(x, norm, weight, params, dtype=dtype)
+        return router_twin(x, norm, weight, params, dtype=dtype, packed=packed)
     arguments = linear_arguments(weight, NAME)
     tuning = tuning or tuning_for(backend.family)
     rows, batch, columns = tuning.router.for_batch(x.shape[0]), x.shape[0], x.shape[1]
@@ -54,7 +60,7 @@ def router(
             ("V", norm.dtype),
             ("W", arguments.weight.dtype),
             ("B", weight.bias.dtype),
-            ("A", dtype),
+            ("A", mx.float16 if packed else dtype),
             ("FORMAT", arguments.format),
             ("K", columns),
             ("E", weight.rows),
@@ -63,21 +69,28 @@ def router(
             ("SIMDGROUPS", rows.simdgroups),
             ("TILE", tile_chunks(arguments.format, columns, batch, tuning.staged_bytes)),
             ("UNROLL", rows.unroll),
+            ("PACKED", packed),
         ],
         (groups * threads, 1, 1),
         (threads, 1, 1),
-        [(batch, 8, columns // 32, 4), (batch, weight.rows)],
-        [dtype, mx.float32],
+        [(1, packed_size(columns)) if packed else (batch, 8, columns // 32, 4), (batch, weight.rows)],
+        [mx.float16 if packed else dtype, mx.float32],
     )
     return t, logits
 
 
 def router_twin(
-    x: mx.array, norm: mx.array, weight: Linear, params: mx.array, *, dtype: mx.Dtype = mx.float32
+    x: mx.array,
+    norm: mx.array,
+    weight: Linear,
+    params: mx.array,
+    *,
+    dtype: mx.Dtype = mx.float32,
+    packed: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """The same in plain mx, float32 throughout."""
     t = rms_norm(x, norm, params[0])
     logits = t @ dense_weight(weight).T
     if weight.bias is not None:
         logits = logits + weight.bias.astype(mx.float32)
-    return permute_activation(t).astype(dtype), logits
+    return pack_activation(t) if packed else permute_activation(t).astype(dtype), logits

@@ -23,12 +23,13 @@ from platformdirs import user_cache_path
 
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend, StockBackend
-from mlx_gptoss.kernels.cases import CASES, Shapes
+from mlx_gptoss.kernels.cases import CASES
 from mlx_gptoss.kernels.check import KernelReport
 from mlx_gptoss.kernels.check_here import check_here
 from mlx_gptoss.kernels.check_process import NoProcessError, check_in_process
 from mlx_gptoss.kernels.cuda import shim_text
 from mlx_gptoss.kernels.prefill_tuning import prefill_tuning_for
+from mlx_gptoss.kernels.shapes import Shapes
 from mlx_gptoss.kernels.source import load_kernel, text_names
 from mlx_gptoss.kernels.tuning import tuning_for
 

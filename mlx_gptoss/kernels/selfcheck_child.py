@@ -13,8 +13,8 @@ from typing import IO, Any, cast
 
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.backends import backend_named
-from mlx_gptoss.kernels.cases import Shapes
 from mlx_gptoss.kernels.check import check_kernel
+from mlx_gptoss.kernels.shapes import Shapes
 
 
 def backend_from(spec: str) -> Backend:

@@ -1,9 +1,10 @@
 """What differs between GPUs is data: rows, simdgroups and splits of each decode kernel, by GPU family.
 
-The shader text is the same everywhere; these numbers become its template arguments. `mlx-gptoss bench --tune` finds
-better ones for a machine and keeps them in a file (user_tuning.py). To change those of a family for everyone, run
-`python -m benchmarks.kernels_decode --tune`, which times candidates of each matrix and attention kernel at the released
-shapes and prints the winners as a `Tuning(...)` to paste here, under the family that `family_of` gives for the machine.
+The numbers become template arguments of the shader text, which is the same everywhere but for `halves`. `mlx-gptoss
+bench --tune` finds better ones for a machine and keeps them in a file (user_tuning.py). To change those of a family for
+everyone, run `python -m benchmarks.kernels_decode --tune`, which times candidates of each matrix and attention kernel
+at the released shapes and prints the winners as a `Tuning(...)` to paste here, under the family that `family_of` gives
+for the machine.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from typing import Any
 class Rows:
     """A matrix-vector kernel: `rows` of the weight a simdgroup takes at a time, `simdgroups` a threadgroup, `unroll`
     16-byte steps in flight a lane and row, `share` simdgroups that split the experts of one row group (moe_down),
-    `passes` of row groups a simdgroup (head, gate_up)."""
+    `passes` of row groups a simdgroup (head, gate_up), `stagers` simdgroups more that bring one sequence's activation
+    to threadgroup memory (qkv, where it fits whole; see apart.h)."""
 
     rows: int
     simdgroups: int
     unroll: int
     share: int = 1
     passes: int = 1
+    stagers: int = 0
 
     def for_weights(self, packed: bool) -> Rows:
         """For packed weights, of which a step holds twice as many values and more: half the steps are in flight, and at
@@ -63,7 +66,10 @@ class Tuning:
     Up to `merge_in_out` parts of a full layer's attention are merged inside the output projection, where every
     threadgroup reads them all; more by a launch of its own (1: always). `gate_up_alone` and `down_alone`: for one
     sequence, whose activations go through threadgroup memory where they fit in `staged_bytes` (None: as for several,
-    where each simdgroup reads its own). `truncated_draws`: top-k, top-p and min-p run
+    where each simdgroup reads its own). `qkv_alone`: for one sequence's dense weights, where its
+    activation fits there whole (None: as for several). `halves`: one sequence's activations come to the expert kernels
+    as packed halves, and products with 4- and 8-bit weights are added up in halves (halves.h) there and, with
+    `qkv_halves` and `out_halves`, in those projections (None: in floats). `truncated_draws`: top-k, top-p and min-p run
     on the kernels too, not on MLX's sort.
     """
 
@@ -72,12 +78,16 @@ class Tuning:
     router: Rows = field(default_factory=lambda: Rows(1, 8, 6))
     gate_up: Rows = field(default_factory=lambda: Rows(4, 4, 1))
     down: Rows = field(default_factory=lambda: Rows(4, 4, 1, share=4))
+    qkv_alone: Rows | None = None
+    qkv_halves: Rows | None = None
+    out_halves: Rows | None = None
     gate_up_alone: Rows | None = None
     down_alone: Rows | None = None
     head: Rows = field(default_factory=lambda: Rows(4, 8, 2, passes=4))
     full: Attention = field(default_factory=lambda: Attention(4, 2))
     sliding: Attention = field(default_factory=lambda: Attention(8, 4))
     merge_in_out: int = 1
+    halves: bool = False
     truncated_draws: bool = True
     top_chunk: int = 2048
     staged_bytes: int = 24576
@@ -106,11 +116,15 @@ TUNINGS: Mapping[str, Tuning] = {
         router=Rows(1, 4, 6),
         gate_up=Rows(4, 1, 3, passes=4),
         down=Rows(2, 4, 1, share=4),
-        gate_up_alone=Rows(2, 8, 3, passes=4),
-        down_alone=Rows(1, 22, 3),
+        qkv_alone=Rows(4, 10, 2, stagers=8),
+        qkv_halves=Rows(2, 20, 2, stagers=8),
+        out_halves=Rows(1, 12, 4),
+        gate_up_alone=Rows(1, 10, 3, passes=6),
+        down_alone=Rows(1, 11, 3),
         head=Rows(2, 8, 12, passes=4),
         full=Attention(12, 4, split_keys=64, max_parts=16),
         sliding=Attention(16, 4),
+        halves=True,
         truncated_draws=False,
         staged_bytes=47_104,
     ),

@@ -20,11 +20,11 @@ from mlx_gptoss.registry import home_folder
 
 VARIABLE = "MLX_GPTOSS_TUNING"
 VERSION = 1
-_MOST = {"rows": 16, "simdgroups": 32, "unroll": 16, "share": 32, "passes": 32}
+_MOST = {"rows": 16, "simdgroups": 32, "unroll": 16, "share": 32, "passes": 32, "stagers": 16}
 """What a simdgroup's registers and a threadgroup hold."""
 _STAGED_BYTES = 30_720
 """Of the 32 KB of threadgroup memory that every GPU has; sums need the rest."""
-OPTIONAL = ("gate_up_alone", "down_alone")
+OPTIONAL = ("qkv_alone", "qkv_halves", "out_halves", "gate_up_alone", "down_alone")
 """Fields of Tuning that may be None."""
 _HINT = "Delete the file, or run `mlx-gptoss bench --tune` again."
 
@@ -89,8 +89,14 @@ def _tuning(family: str, fields: Mapping[str, Any]) -> Tuning:
         if value is None and name in OPTIONAL:
             changes[name] = None
         elif name in OPTIONAL or isinstance(before, Rows | Attention):
-            numbers: dict[str, Any] = {part: _positive(number, _MOST.get(part)) for part, number in value.items()}
-            changes[name] = Rows(**numbers) if before is None else dataclasses.replace(before, **numbers)
+            numbers: dict[str, Any] = {
+                part: 0 if part == "stagers" and number == 0 else _positive(number, _MOST.get(part))
+                for part, number in value.items()
+            }
+            rows = Rows(**numbers) if before is None else dataclasses.replace(before, **numbers)
+            if isinstance(rows, Rows) and rows.simdgroups + rows.stagers > _MOST["simdgroups"]:
+                raise ValueError(f"{rows} are too many simdgroups")
+            changes[name] = rows
         elif isinstance(before, bool):
             if not isinstance(value, bool):
                 raise ValueError(f"{value!r} is neither true nor false")

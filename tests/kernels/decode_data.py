@@ -11,6 +11,8 @@ from tests.tiny import quantize_linear
 
 PARAMS = model_params(1e-5, 7.0, 1.702)
 TOLERANCE = 2e-5
+HALVES = 2e-3
+"""Sums of halves (metal/halves.h)."""
 
 
 def floats(rng: np.random.Generator, *shape: int, dtype: mx.Dtype = mx.float32, std: float = 1.0) -> mx.array:

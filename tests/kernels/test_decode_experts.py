@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,14 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mlx_gptoss.errors import KernelError
+from mlx_gptoss.kernels.halves import pack_activation, packed_size, unpack_activation
 from mlx_gptoss.kernels.layout import permute_activation, picked_weight, unpermute_activation
-from mlx_gptoss.kernels.moe import moe_down, moe_down_twin, moe_gate_up, moe_gate_up_twin
+from mlx_gptoss.kernels.moe import moe_down, moe_down_twin, moe_gate_up, moe_gate_up_twin, takes_halves
 from mlx_gptoss.kernels.top_tokens import top_tokens, top_tokens_twin
 from mlx_gptoss.kernels.tuning import Rows, Tuning
 from mlx_gptoss.weights import Experts
 from tests.bench.backend import BenchBackend
 from tests.bench.executor import Schedule
-from tests.kernels.decode_data import PARAMS, close, experts, floats
+from tests.kernels.decode_data import HALVES, PARAMS, TOLERANCE, close, experts, floats
 from tests.tiny import FP4_VALUES
 
 
@@ -71,6 +74,7 @@ def test_experts_match_twin_and_oracle(count: int, top_k: int, batch: int, dense
         (1088, 96, 1, Rows(2, 2, 2, passes=4), Rows(2, 2, 1, share=1)),
         (992, 96, 1, Rows(4, 1, 1, passes=5), Rows(4, 4, 1, share=2)),
         (160, 1056, 1, Rows(8, 2, 1, passes=3), Rows(8, 1, 2, share=1)),
+        (160, 96, 1, Rows(1, 3, 1, passes=8), Rows(1, 2, 1, share=1)),
         # Rows of several blocks.
         (2112, 64, 1, Rows(2, 1, 1, passes=3), Rows(1, 3, 1, share=3)),
         (96, 2112, 1, Rows(2, 4, 1, passes=16), Rows(2, 2, 2, share=2)),
@@ -103,24 +107,32 @@ def test_any_shape_of_the_work(
         (160, 256, 4, Rows(4, 8, 1, passes=3), Rows(4, 4, 1, share=2)),
         (96, 128, 3, Rows(2, 1, 2, passes=2), Rows(1, 6, 1, share=3)),  # three lanes have a block of a row
         (1056, 32, 1, Rows(2, 2, 2, passes=16), Rows(8, 1, 3)),
+        (1088, 96, 4, Rows(1, 5, 2, passes=14), Rows(1, 3, 1)),  # the gate and the linear row after each other
     ],
 )
+@pytest.mark.parametrize("halves", [False, True])
 def test_activations_through_threadgroup_memory(
-    hidden: int, inner: int, top_k: int, gate_up_rows: Rows, down_rows: Rows
+    hidden: int, inner: int, top_k: int, gate_up_rows: Rows, down_rows: Rows, halves: bool
 ) -> None:
     rng = np.random.default_rng(hidden)
     gate_up, down = experts(rng, 9, 2 * inner, hidden), experts(rng, 9, 97, inner)
     t, logits, x = floats(rng, 1, 8, hidden // 32, 4), floats(rng, 1, 9), floats(rng, 1, 97)
-    tuning = Tuning(gate_up_alone=gate_up_rows, down_alone=down_rows)
+    down_rows = dataclasses.replace(down_rows, share=1) if halves else down_rows
+    tuning = Tuning(gate_up_alone=gate_up_rows, down_alone=down_rows, halves=halves)
+    assert takes_halves(gate_up, down, top_k, tuning) == halves
+    most = HALVES if halves else TOLERANCE
+    t = pack_activation(unpermute_activation(t)) if halves else t
     backend = BenchBackend(count_bytes=True)
     got = moe_gate_up(t, logits, gate_up, PARAMS, top_k=top_k, backend=backend, tuning=tuning)
     want = moe_gate_up_twin(t, logits, gate_up, PARAMS, top_k=top_k)
     assert np.array_equal(table(got[1], 1, top_k), table(want[1], 1, top_k))
     close(got[2][:top_k], want[2][:top_k])
-    close(got[0], want[0])
-    close(moe_down(*want, down, x, backend=backend, tuning=tuning), moe_down_twin(*want, down, x))
+    assert got[0].shape == want[0].shape
+    values = [unpack_activation(h, inner) if halves else h for h in (got[0], want[0])]
+    close(values[0], values[1], most)
+    close(moe_down(*want, down, x, backend=backend, tuning=tuning), moe_down_twin(*want, down, x), most)
     assert gate_up.blocks is not None
-    groups = -(-inner // (gate_up_rows.simdgroups * gate_up_rows.passes * gate_up_rows.rows // 2))
+    groups = -(-2 * inner // (gate_up_rows.simdgroups * gate_up_rows.passes * gate_up_rows.rows))
     once = [t.nbytes * top_k * groups, h_bytes(want[0], down_rows)]
     assert [result.bytes_read[name] for result, name in zip(backend.results, ("t", "h"), strict=True)] == once
 
@@ -147,6 +159,81 @@ def test_activations_that_cannot_be_staged_are_not(tuning: Tuning, why: str) -> 
     want = moe_gate_up_twin(t, logits, gate_up, PARAMS, top_k=4)
     close(got[0], want[0])
     close(moe_down(*want, down, x, backend=BenchBackend(), tuning=tuning), moe_down_twin(*want, down, x))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.lists(st.integers(-60, 60), min_size=1, max_size=3), st.integers(0, 2**32 - 1))
+def test_packing_keeps_what_a_half_keeps_of_each_block(rows: int, powers: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = (
+        rng.standard_normal((rows, len(powers), 32)).astype(np.float32)
+        * np.exp2(np.array(powers, np.float32))[None, :, None]
+    )
+    columns = 32 * len(powers)
+    packed = pack_activation(mx.array(x.reshape(rows, columns)))
+    assert packed.shape == (rows, packed_size(columns))
+    assert packed.dtype == mx.float16
+    back = wide(unpack_activation(packed, columns)).reshape(x.shape)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    assert (np.abs(back - x) <= np.maximum(np.abs(x) * 2.0**-11, largest * 2.0**-38)).all()
+
+
+def test_halves_of_every_size_multiply_alike() -> None:
+    """Activations from 2^-40 to 2^40: no overflow, no loss."""
+    rng = np.random.default_rng(5)
+    gate_up, down = (
+        dataclasses.replace(experts(rng, 2, 64, columns), bias=mx.zeros((2, 64), mx.bfloat16)) for columns in (64, 32)
+    )
+    tuning = Tuning(gate_up_alone=Rows(1, 1, 1, passes=2), down_alone=Rows(1, 2, 1), halves=True)
+    logits, x = floats(rng, 1, 2), mx.zeros((1, 64))
+    for power in (-40, -3, 0, 17, 40):
+        h = pack_activation(floats(rng, 1, 32, std=2.0**power))
+        routed = h, mx.array([1, 0, 0, 0, 0, 0, 0, 0]), mx.ones((8,))
+        scale = 2.0**-power
+        got = moe_down(*routed, down, x, backend=BenchBackend(), tuning=tuning)
+        close(got * scale, moe_down_twin(*routed, down, x) * scale, HALVES)
+        t = pack_activation(floats(rng, 1, 64, std=2.0**power))
+        inner, *_ = moe_gate_up(t, logits, gate_up, PARAMS, top_k=1, backend=BenchBackend(), tuning=tuning)
+        want, *_ = moe_gate_up_twin(t, logits, gate_up, PARAMS, top_k=1)
+        # What is beside 2^-20 of the clamp's square is lost; a gate and a linear of 2^-40 have no more.
+        assert float(mx.abs(unpack_activation(inner, 32) - unpack_activation(want, 32)).max()) <= 56 * 2e-3
+
+
+def test_not_a_number_comes_through_packed_activations() -> None:
+    rng = np.random.default_rng(6)
+    down, h = experts(rng, 1, 33, 64), floats(rng, 1, 64)
+    h[0, 40] = mx.nan
+    tuning = Tuning(down_alone=Rows(1, 2, 1), halves=True)
+    y = moe_down(
+        pack_activation(h), mx.zeros((8,), mx.int32), mx.ones((8,)), down, mx.zeros((1, 33)),
+        backend=BenchBackend(), tuning=tuning,
+    )  # fmt: skip
+    assert bool(mx.isnan(y).all())
+
+
+def test_packed_activations_that_do_not_fit_are_refused() -> None:
+    rng = np.random.default_rng(7)
+    gate_up, down = experts(rng, 2, 64, 64), experts(rng, 2, 64, 32)
+    dense = experts(rng, 2, 64, 64, dense=True)
+    logits, x, table = floats(rng, 1, 2), mx.zeros((1, 64)), mx.zeros((8,), mx.int32)
+    t, h = pack_activation(floats(rng, 1, 64)), pack_activation(floats(rng, 1, 32))
+    backend = BenchBackend()
+    with pytest.raises(KernelError, match="do not fit the tuning"):
+        moe_gate_up(t, logits, gate_up, PARAMS, top_k=1, backend=backend, tuning=Tuning())
+    with pytest.raises(KernelError, match="do not fit the tuning"):
+        moe_down(h, table, mx.ones((8,)), down, x, backend=backend, tuning=Tuning())
+    tuning = Tuning(gate_up_alone=Rows(1, 1, 1, passes=2), down_alone=Rows(1, 2, 1), halves=True)
+    assert not takes_halves(dense, down, 1, tuning)
+    assert not takes_halves(gate_up, down, 1, tuning.having(halves=False))
+    assert not takes_halves(gate_up, down, 1, tuning.having(staged_bytes=16))
+    shared = tuning.having(down_alone=Rows(1, 2, 1, share=2))
+    assert not takes_halves(gate_up, down, 2, shared)
+    with pytest.raises(KernelError, match="not shared out"):
+        moe_down(mx.concatenate([h, h]), table, mx.ones((8,)), down, x, backend=backend, tuning=shared)
+    with pytest.raises(KernelError, match="do not fit the tuning"):
+        moe_gate_up(t, logits, dense, PARAMS, top_k=1, backend=backend, tuning=tuning)
+    with pytest.raises(KernelError, match="wrong shape"):
+        moe_gate_up(t[:, 1:], logits, gate_up, PARAMS, top_k=1, backend=backend, tuning=tuning)
 
 
 def test_every_mxfp4_code_and_scale_decodes_exactly() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.attention import attention_merge_twin
 from mlx_gptoss.kernels.attention_out import attention_out, attention_out_twin
 from mlx_gptoss.kernels.backend import StockBackend
+from mlx_gptoss.kernels.halves import unpack_activation
 from mlx_gptoss.kernels.head import head, head_twin
 from mlx_gptoss.kernels.layout import dense_weight, permute_activation, tile_chunks, unpermute_activation
 from mlx_gptoss.kernels.qkv import qkv_rope, qkv_rope_twin
@@ -19,8 +22,9 @@ from mlx_gptoss.kernels.tuning import Rows, Tuning
 from mlx_gptoss.weights import LinearFormat
 from tests.bench.backend import BenchBackend
 from tests.bench.executor import Schedule
-from tests.kernels.decode_data import PARAMS, close, floats, linear
+from tests.kernels.decode_data import HALVES, PARAMS, TOLERANCE, close, floats, linear
 
+IN_HALVES = Tuning(out_halves=Rows(2, 3, 2), halves=True)
 FORMATS: tuple[LinearFormat, ...] = ("f32", "bf16", "mxfp8", "q8", "q6", "q4")
 
 
@@ -84,6 +88,60 @@ def test_qkv_rope_without_a_pause(fmt: LinearFormat, columns: int, batch: int, r
         close(g, w)
 
 
+@pytest.mark.parametrize(
+    ("fmt", "halves"), [("f32", False), ("bf16", False), ("q8", True), ("mxfp8", True), ("q4", True)]
+)
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [
+        # More lanes than values; a last simdgroup of stagers that has none; as many steps as are in flight, and fewer.
+        (96, Rows(2, 3, 4, stagers=2)),
+        (1376, Rows(4, 5, 2, stagers=3)),
+        (2880, Rows(2, 4, 6, stagers=1)),
+        (2880, Rows(4, 4, 2)),  # none beside those that multiply
+        (2880, Rows(2, 3, 4, stagers=4)),
+    ],
+)
+def test_qkv_whose_activation_others_bring(fmt: LinearFormat, halves: bool, columns: int, rows: Rows) -> None:
+    rng = np.random.default_rng(columns)
+    weight = linear(rng, 3 * 64, columns, fmt)
+    x, norm, rope = floats(rng, 1, columns, std=3.0), floats(rng, columns, dtype=mx.bfloat16), floats(rng, 1, 64)
+    tuning, backend = Tuning(qkv_alone=rows, qkv_halves=rows, halves=halves), BenchBackend()
+    got = qkv_rope(x, norm, weight, rope, PARAMS, heads=1, kv_heads=1, dtype=mx.float32, backend=backend, tuning=tuning)
+    want = qkv_rope_twin(x, norm, weight, rope, PARAMS, heads=1, kv_heads=1, dtype=mx.float32)
+    for g, w in zip(got, want, strict=True):
+        close(g, w, HALVES if halves else TOLERANCE)
+
+
+@pytest.mark.parametrize("power", [-30, 0, 30])
+@pytest.mark.parametrize("fmt", ["q8", "mxfp8", "q4"])
+def test_halves_of_dense_weights_neither_overflow_nor_vanish(fmt: LinearFormat, power: int) -> None:
+    """The largest weights against the largest activations, all of one sign, and one activation far above the others."""
+    rng = np.random.default_rng(power + 40)
+    weight = linear(rng, 64, 256, fmt)
+    words = np.array(weight.weight)
+    words[:8] = 0 if fmt != "mxfp8" else 0x7E7E7E7E
+    words[8:16] = 0xFFFFFFFF if fmt != "mxfp8" else 0xFEFEFEFE
+    weight = dataclasses.replace(weight, weight=mx.array(words))
+    a = np.full((1, 256), 1.999 * 2.0**power, np.float32)
+    a[0, 64:] = rng.standard_normal(192) * 2.0**power
+    a[0, 130] *= 1000.0
+    for activations in (a, -a):
+        got = attention_out(mx.array(activations), weight, mx.zeros((1, 64)), backend=BenchBackend(), tuning=IN_HALVES)
+        want = attention_out_twin(mx.array(activations), weight, mx.zeros((1, 64)))
+        close(got * 2.0**-power, want * 2.0**-power, HALVES)
+
+
+def test_qkv_takes_pairs_of_rows() -> None:
+    rng = np.random.default_rng(0)
+    weight, x, norm, rope = linear(rng, 3 * 64, 96), floats(rng, 1, 96), floats(rng, 96), floats(rng, 1, 64)
+    with pytest.raises(KernelError, match="pairs of rows"):
+        qkv_rope(
+            x, norm, weight, rope, PARAMS,
+            heads=1, kv_heads=1, dtype=mx.float32, backend=BenchBackend(), tuning=Tuning(qkv=Rows(1, 2, 2)),
+        )  # fmt: skip
+
+
 def test_qkv_rounds_to_the_cache_dtype_once() -> None:
     rng = np.random.default_rng(1)
     weight, x, norm, rope = linear(rng, 3 * 64, 96), floats(rng, 1, 96), floats(rng, 96), floats(rng, 1, 64)
@@ -95,17 +153,20 @@ def test_qkv_rounds_to_the_cache_dtype_once() -> None:
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize(("rows", "columns", "batch"), [(97, 160, 1), (33, 1056, 3)])
-def test_attention_out(fmt: LinearFormat, rows: int, columns: int, batch: int) -> None:
+def test_attention_out(fmt: LinearFormat, halves: bool, rows: int, columns: int, batch: int) -> None:
     rng = np.random.default_rng(rows)
     weight = linear(rng, rows, columns, fmt)
     a, x = floats(rng, batch, columns), floats(rng, batch, rows)
-    close(attention_out(a, weight, x, backend=BenchBackend()), attention_out_twin(a, weight, x))
+    got = attention_out(a, weight, x, backend=BenchBackend(), tuning=IN_HALVES if halves else Tuning())
+    close(got, attention_out_twin(a, weight, x), HALVES if halves and batch == 1 else TOLERANCE)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize(("heads", "parts"), [(5, 2), (16, 4), (3, 13)])
-def test_attention_out_merges_parts(fmt: LinearFormat, heads: int, parts: int) -> None:
+def test_attention_out_merges_parts(fmt: LinearFormat, halves: bool, heads: int, parts: int) -> None:
     """As attention_merge would; one part is empty, another carries nearly all, and padding is never read."""
     rng = np.random.default_rng(heads)
     weight, x = linear(rng, 97, 64 * heads, fmt), floats(rng, 1, 97)
@@ -115,8 +176,9 @@ def test_attention_out_merges_parts(fmt: LinearFormat, heads: int, parts: int) -
     a[..., 66:] = np.nan
     sinks = floats(rng, heads, dtype=mx.bfloat16)
     merged = attention_merge_twin([mx.array(a)], sinks)
-    got = attention_out(mx.array(a), weight, x, sinks=sinks, backend=BenchBackend())
-    close(got, attention_out_twin(merged, weight, x))
+    tuning = IN_HALVES if halves else Tuning()
+    got = attention_out(mx.array(a), weight, x, sinks=sinks, backend=BenchBackend(), tuning=tuning)
+    close(got, attention_out_twin(merged, weight, x), HALVES if halves else TOLERANCE)
     assert mx.array_equal(
         attention_out(mx.array(a), weight, x, sinks=sinks, backend=StockBackend()),
         attention_out_twin(merged, weight, x),
@@ -140,6 +202,19 @@ def test_router(experts: int, batch: int) -> None:
     want_t, want = router_twin(x, norm, weight, PARAMS)
     close(t, want_t)
     close(logits, want)
+
+
+@pytest.mark.parametrize("columns", [96, 160, 2880])
+def test_router_packs(columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    weight, x, norm = linear(rng, 9, columns), floats(rng, 1, columns, std=50.0), floats(rng, columns)
+    got = router(x, norm, weight, PARAMS, packed=True, backend=BenchBackend())
+    want = router_twin(x, norm, weight, PARAMS, packed=True)
+    assert got[0].shape == want[0].shape
+    close(unpack_activation(got[0], columns), unpack_activation(want[0], columns), 2.0**-10)
+    close(got[1], want[1])
+    with pytest.raises(KernelError, match="one activation is packed"):
+        router(floats(rng, 2, columns), norm, weight, PARAMS, packed=True, backend=BenchBackend())
 
 
 def test_router_in_half() -> None:

@@ -17,7 +17,10 @@ from mlx_gptoss.harmony.render import render
 from mlx_gptoss.harmony.vocabulary import load_vocabulary
 from mlx_gptoss.kernels.backends import backend_named
 from mlx_gptoss.kernels.draw import DRAW_KERNELS
+from mlx_gptoss.kernels.moe import takes_halves
 from mlx_gptoss.kernels.source import kernel_names
+from mlx_gptoss.kernels.tuning import Rows, packaged_tuning
+from mlx_gptoss.kernels.user_tuning import on_trial
 from mlx_gptoss.llm import GptOss, as_request
 from mlx_gptoss.loader import load_model
 from mlx_gptoss.model import GptOssModel
@@ -61,7 +64,8 @@ def greedy(model: GptOssModel | FusedModel, ids: list[int], count: int) -> tuple
     return tokens, seen
 
 
-def test_the_bench_answers_as_stock_does(stock: GptOssModel) -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_the_bench_answers_as_stock_does(stock: GptOssModel, halves: bool) -> None:
     """Prompt and answer on the kernels' text: 76 positions of prefill, 8 greedy tokens, the whole vocabulary."""
     from tests.bench.backend import BenchBackend
 
@@ -69,7 +73,14 @@ def test_the_bench_answers_as_stock_does(stock: GptOssModel) -> None:
     fused = FusedModel(stock.config, stock.weights, backend, stock.dtype, stock=stock, tail=4)
     ids = prompt(QUESTION)
     assert len(ids) > 64
-    ours, logits = greedy(fused, ids, STEPS)
+    tuning = packaged_tuning(backend.family)
+    # As on a GPU that multiplies two halves at a time, with simdgroups that only bring activations.
+    apart = Rows(2, 3, 2, stagers=1)
+    in_halves = tuning.having(halves=True, down_alone=Rows(2, 4, 1), qkv_alone=apart, staged_bytes=16_384)
+    layer = stock.weights.layers[0]
+    assert takes_halves(layer.gate_up, layer.down, stock.config.experts_per_token, in_halves)
+    with on_trial(backend.family, in_halves if halves else tuning):
+        ours, logits = greedy(fused, ids, STEPS)
     theirs, wanted = greedy(stock, ids, STEPS)
     assert ours == theirs
     used = stock.config.used_vocab_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,13 +19,15 @@ from mlx_gptoss.engine import Engine, EngineOptions, GenerationRequest
 from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router
 from mlx_gptoss.kernels.attention import attention_full, attention_full_twin, attention_merge, attention_merge_twin
 from mlx_gptoss.kernels.backends import backend_named
-from mlx_gptoss.kernels.cases import CASES, Shapes
+from mlx_gptoss.kernels.cases import CASES
 from mlx_gptoss.kernels.check import check_kernel
 from mlx_gptoss.kernels.prefill_attention import prefill_attention
 from mlx_gptoss.kernels.selfcheck import self_check
+from mlx_gptoss.kernels.shapes import Shapes
 from mlx_gptoss.kernels.tuning import tuning_for
 from mlx_gptoss.stand_ins import prefill_attention_stand_in
-from tests.kernels.decode_data import close, floats
+from mlx_gptoss.weights import LinearFormat
+from tests.kernels.decode_data import HALVES, PARAMS, close, floats, linear
 
 MODELS = {"20b": Shapes(), "120b": Shapes(experts=128)}
 KERNELS = [
@@ -49,6 +52,25 @@ def test_every_kernel_agrees_with_its_twin(kernel: str, model: str, tokens: int,
 def test_every_batch_agrees_with_its_twin(kernel: str, batch: int, device: str) -> None:
     report = check_kernel(kernel, Shapes(batch=batch), backend_named(device), measure=False)
     assert report.status == "ok", report.reason
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("fmt", ["mxfp8", "q8", "q6", "q4"])
+def test_packed_projections_agree_with_their_twins(fmt: LinearFormat, batch: int, device: str) -> None:
+    backend, rng = backend_named(device), np.random.default_rng(batch)
+    x, a = floats(rng, batch, 2880), floats(rng, batch, 4096)
+    norm, rope = floats(rng, 2880, dtype=mx.bfloat16), floats(rng, batch, 64)
+    shape: dict[str, Any] = {"heads": 64, "kv_heads": 8, "dtype": mx.float32}
+    weight = linear(rng, 80 * 64, 2880, fmt, 64 if fmt[0] == "q" else 32)
+    got = qkv.qkv_rope(x, norm, weight, rope, PARAMS, **shape, backend=backend)
+    tuning = tuning_for(backend.family)
+    halves = tuning.halves and batch == 1 and fmt != "q6"
+    for g, w in zip(got, qkv.qkv_rope_twin(x, norm, weight, rope, PARAMS, **shape), strict=True):
+        close(g, w, HALVES if halves and tuning.qkv_halves else 1e-4)
+    weight = linear(rng, 2880, 4096, fmt, 64 if fmt[0] == "q" else 32)
+    got_out = attention_out.attention_out(a, weight, x, backend=backend)
+    close(got_out, attention_out.attention_out_twin(a, weight, x), HALVES if halves and tuning.out_halves else 1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)

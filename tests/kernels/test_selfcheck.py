@@ -11,12 +11,16 @@ import mlx.core as mx
 import pytest
 
 from mlx_gptoss.errors import KernelError
-from mlx_gptoss.kernels import selfcheck
+from mlx_gptoss.kernels import check, selfcheck
 from mlx_gptoss.kernels.backend import StockBackend
-from mlx_gptoss.kernels.cases import CASES, Shapes
+from mlx_gptoss.kernels.cases import CASES, build_case
 from mlx_gptoss.kernels.check import KernelReport, check_kernel
 from mlx_gptoss.kernels.selfcheck import machine_key, self_check
+from mlx_gptoss.kernels.shapes import Shapes
 from mlx_gptoss.kernels.source import KernelSource, kernel_names, load_kernel
+from mlx_gptoss.kernels.tuning import Rows, packaged_tuning
+from mlx_gptoss.kernels.user_tuning import on_trial
+from tests.bench.backend import BenchBackend
 from tests.kernels.faulty_backend import VICTIM, FaultyBackend
 from tests.kernels.prefill_backend import device_or_bench
 
@@ -34,6 +38,30 @@ def test_every_kernel_that_ships_has_a_case() -> None:
 def test_every_kernel_passes_at_small_shapes(kernel: str) -> None:
     report = check_kernel(kernel, SMALL, device_or_bench(), measure=False)
     assert report.status == "ok", report.reason
+
+
+HALVES_TUNING = packaged_tuning("bench").having(
+    halves=True,
+    gate_up_alone=Rows(1, 2, 2, passes=2),
+    down_alone=Rows(1, 2, 1),
+    qkv_halves=Rows(2, 2, 2, stagers=1),
+    out_halves=Rows(1, 2, 2),
+)
+HALVED = ["qkv_rope", "attention_out", "router", "moe_gate_up", "moe_down"]
+
+
+@pytest.mark.parametrize("kernel", HALVED)
+def test_what_is_done_in_halves_is_checked(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = BenchBackend()
+    with on_trial(backend.family, HALVES_TUNING):
+        assert build_case(kernel, SMALL, backend).packed is not None
+        report = check_kernel(kernel, SMALL, backend, measure=False)
+        assert report.status == "ok", report.reason
+        # Halves are not that exact.
+        monkeypatch.setattr(check, "HALVES", 1e-9)
+        report = check_kernel(kernel, SMALL, backend, measure=False)
+        assert report.status == "off"
+        assert "disagrees with its twin" in report.reason
 
 
 @pytest.mark.parametrize("text", ["prefill_moe_down", "prefill_moe_down.together"])

@@ -15,8 +15,11 @@ from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.errors import ConfigError, KernelError
 from mlx_gptoss.fused import FusedModel
 from mlx_gptoss.kernels.cases import CASES
+from mlx_gptoss.kernels.moe import takes_halves
 from mlx_gptoss.kernels.selfcheck import self_check
 from mlx_gptoss.kernels.switchboard import Switchboard
+from mlx_gptoss.kernels.tuning import Rows, packaged_tuning
+from mlx_gptoss.kernels.user_tuning import on_trial
 from mlx_gptoss.llm import GptOss
 from mlx_gptoss.model import GptOssModel
 from tests.bench.backend import BenchBackend
@@ -101,6 +104,18 @@ def test_dense_experts_have_a_stand_in() -> None:
     off = {"moe_gate_up", "moe_down"}
     model = FusedModel(config, weights, BenchBackend(), mx.float32, stock=stock, off=off)
     assert_close(logits_of(model), logits_of(stock), 1e-3)
+
+
+@pytest.mark.parametrize("off", [{"router"}, {"moe_gate_up"}, {"moe_down"}, {"moe_gate_up", "moe_down"}])
+def test_stand_ins_take_and_give_packed_activations(off: set[str]) -> None:
+    stock, _ = reference(mx.float32)
+    backend = BenchBackend(guard="fast")
+    base = packaged_tuning(backend.family)
+    halves = base.having(halves=True, gate_up_alone=Rows(1, 2, 1, passes=2), down_alone=Rows(1, 2, 1))
+    model = FusedModel(stock.config, stock.weights, backend, stock.dtype, stock=stock, off=off)
+    assert takes_halves(stock.weights.layers[0].gate_up, stock.weights.layers[0].down, 2, halves)
+    with on_trial(backend.family, halves):
+        assert_close(logits_of(model), logits_of(stock), 5e-3)
 
 
 def test_unknown_kernels_are_refused_and_some_chips_prefer_mlx() -> None:

@@ -12,9 +12,9 @@ from mlx_gptoss import doctor
 from mlx_gptoss.cli.doctor_cmd import doctor as command
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend
-from mlx_gptoss.kernels.cases import Shapes
 from mlx_gptoss.kernels.check import KernelReport
 from mlx_gptoss.kernels.selfcheck import SelfCheck
+from mlx_gptoss.kernels.shapes import Shapes
 from tests.kernels.faulty_backend import FaultyBackend
 from tests.tiny import tiny_config, write_model_folder
 
