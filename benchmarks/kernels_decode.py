@@ -5,18 +5,18 @@
     python -m benchmarks.kernels_decode --json results.json
 
 A time is the slope between two lengths of a chain of dependent launches, from the moment the host has handed over the
-chain until the GPU is done: the GPU's own time, launch gaps included. Six copies of the weights take turns, more than a
-cache holds of all but the small ones. GB/s counts the bytes that must be read and written; the ceiling is this GPU's
-own copy, the floor a kernel that only reads as many bytes.
+chain until the GPU is done: the GPU's own time, launch gaps included. Six copies of the weights take turns (four of
+120b's experts), more than a cache holds of all but the small ones. GB/s counts the bytes that must be read and written;
+the ceiling is this GPU's own copy, the floor a kernel that only reads as many bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,14 +49,22 @@ from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.draw import draw
 from mlx_gptoss.kernels.draw_twin import draw_twin
 from mlx_gptoss.kernels.draws import Draws
-from mlx_gptoss.kernels.layout import model_params, unpermute_activation
+from mlx_gptoss.kernels.halves import pack_activation, unpack_activation
+from mlx_gptoss.kernels.layout import model_params, permute_activation, unpermute_activation
 from mlx_gptoss.kernels.tuning import Attention, Rows, Tuning, tuning_for
-from mlx_gptoss.weights import LinearFormat
+from mlx_gptoss.weights import Experts, LinearFormat
 
 HIDDEN, INNER, HEADS, KV_HEADS, TOP_K, VOCAB, VALID = 2880, 2880, 64, 8, 4, 201_088, 200_014
 PARAMS = (1e-5, 7.0, 1.702)
 FLOORED = ("moe_gate_up", "moe_down", "qkv_rope", "attention_out")
 COPIES = 6
+
+
+@functools.lru_cache(maxsize=1)
+def experts_of(count: int, copies: int) -> tuple[list[Experts], list[Experts]]:
+    """The two matrices of `count` random experts, several times: kept for the next candidate of a search."""
+    gate_ups = [random_experts(count, 2 * INNER, HIDDEN) for _ in range(copies)]
+    return gate_ups, [random_experts(count, HIDDEN, INNER) for _ in range(copies)]
 
 
 @dataclass(slots=True)
@@ -138,44 +146,57 @@ class Bench:
         return Timed("router", f"E={experts} S={batch}", us, linear_bytes(weights[0]) / 1e6, error)
 
     def experts(self, count: int, batch: int = 1) -> Iterator[Timed]:
-        gate_up, down = random_experts(count, 2 * INNER, HIDDEN), random_experts(count, HIDDEN, INNER)
+        """Weights take turns, as layers do in a model; activations and routing have just been written, as there."""
+        copies = COPIES if count <= 32 else 4
+        gate_ups, downs = experts_of(count, copies)
         params = model_params(*PARAMS)
-        table = [mx.random.normal((batch, count)) for _ in range(16)]
-        t, x = mx.random.normal((batch, 8, HIDDEN // 32, 4)), mx.random.normal((batch, HIDDEN))
-        mx.eval(table, t, x)
+        logits, x = mx.random.normal((batch, count)), mx.random.normal((batch, HIDDEN))
+        plain = mx.random.normal((batch, HIDDEN))
+        packed = batch == 1 and moe.takes_halves(gate_ups[0], downs[0], TOP_K, self.tuning)
+        t = pack_activation(plain) if packed else permute_activation(plain)
+        mx.eval(logits, t, x)
 
         def first(i: int, t: mx.array) -> tuple[mx.array, mx.array, mx.array]:
             return moe.moe_gate_up(
-                t, table[i % 16], gate_up, params, top_k=TOP_K, backend=self.backend, tuning=self.tuning
+                t, logits, gate_ups[i % copies], params, top_k=TOP_K, backend=self.backend, tuning=self.tuning
             )
 
-        got, want = first(0, t), moe.moe_gate_up_twin(t, table[0], gate_up, params, top_k=TOP_K)
-        error = error_of(got[0], want[0]) if mx.array_equal(got[1][: batch * TOP_K], want[1][: batch * TOP_K]) else 9.9
-        distinct = statistics.mean(
-            len(set(np.array(mx.argsort(-logits, axis=-1)[:, :TOP_K]).ravel().tolist())) for logits in table
+        def values(h: mx.array) -> mx.array:
+            return unpack_activation(h, INNER)[None] if packed else unpermute_activation(h)
+
+        # The twins see floats, so that what packing rounds counts as an error.
+        got, want = (
+            first(0, t),
+            moe.moe_gate_up_twin(permute_activation(plain), logits, gate_ups[0], params, top_k=TOP_K),
         )
+        same = mx.array_equal(got[1][: batch * TOP_K], want[1][: batch * TOP_K])
+        inner = unpermute_activation(want[0])
+        error = error_of(values(got[0]), inner) if same else 9.9
+        distinct = len(set(np.array(want[1][: batch * TOP_K]).tolist()))
         each = 2 * INNER * HIDDEN * (0.5 + 1 / 32) * distinct / 1e6
-        us = gpu_us(lambda i, t: first(i, t)[0][:, 0], t)
+        us = gpu_us(lambda i, t: first(i, t)[0][:1] if packed else first(i, t)[0][:, 0], t)
         yield Timed("moe_gate_up", f"E={count} S={batch}", us, each, error)
 
-        hs = [first(i, t) for i in range(16)]
-        mx.eval(hs)
+        routed = (pack_activation(inner[0]) if packed else want[0], *want[1:])
+        mx.eval(want, routed)
 
         def second(i: int, x: mx.array) -> mx.array:
-            return moe.moe_down(*hs[i % 16], down, x, backend=self.backend, tuning=self.tuning)
+            return moe.moe_down(*routed, downs[i % copies], x, backend=self.backend, tuning=self.tuning)
 
-        error = error_of(second(0, x), moe.moe_down_twin(*want, down, x))
+        error = error_of(second(0, x), moe.moe_down_twin(*want, downs[0], x))
         us = gpu_us(second, x)
         stock = 0.0
-        if self.stock and down.blocks is not None and down.scales is not None:
-            blocks, scales = down.blocks, down.scales
-            picks = [mx.argsort(-logits, axis=-1)[:, :TOP_K].astype(mx.uint32) for logits in table]
-            inner = unpermute_activation(want[0]).astype(mx.bfloat16)[:, :, None]
-            mx.eval(picks, inner)
+        if self.stock:
+            picks = want[1][: batch * TOP_K].reshape(batch, TOP_K).astype(mx.uint32)
+            rounded = inner.astype(mx.bfloat16)[:, :, None]
+            mx.eval(picks, rounded)
 
             def gathered(i: int, x: mx.array) -> mx.array:
+                down = downs[i % copies]
+                if down.blocks is None or down.scales is None:
+                    return x
                 y = mx.gather_qmm(
-                    inner, blocks, scales, None, rhs_indices=picks[i % 16],
+                    rounded, down.blocks, down.scales, None, rhs_indices=picks,
                     transpose=True, group_size=32, bits=4, mode="mxfp4",
                 )  # fmt: skip
                 return x + y.squeeze(2).sum(axis=1)
@@ -369,12 +390,18 @@ def tune(backend: Backend, budget_s: float) -> Tuning:
     downs = [Rows(r, s, 3, share=g) for r in (1, 2, 4) for s, g in ((1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4))]
     search("gate_up", experts, lambda bench: next(iter(bench.experts(32))).us, "gate_up_alone")
     search("down", downs, lambda bench: list(bench.experts(32))[1].us, "down_alone")
-    alone = [Rows(2, s, 3, passes=p) for s in (2, 4, 6, 8, 11) for p in (2, 4)]
+    alone = [Rows(r, s, 3, passes=p) for r, p in ((2, 2), (2, 4), (1, 6), (1, 8)) for s in (4, 8, 10, 11)]
     search("gate_up_alone", [None, *alone], lambda bench: next(iter(bench.experts(32))).us)
     alone = [Rows(r, s, 3, share=g) for r, s, g in ((2, 11, 1), (1, 22, 1), (2, 22, 2), (1, 11, 1), (2, 12, 1))]
     search("down_alone", [None, *alone], lambda bench: list(bench.experts(32))[1].us)
-    search("qkv", matrices, lambda bench: bench.qkv("bf16").us)
+    search("qkv", matrices, lambda bench: bench.qkv("bf16").us, "qkv_alone")
+    apart = [Rows(r, s, u, stagers=t) for r, s in ((2, 8), (2, 20), (4, 10)) for u in (2, 3, 4) for t in (4, 8)]
+    search("qkv_alone", [None, *apart], lambda bench: bench.qkv("bf16").us)
     search("out", matrices, lambda bench: bench.out("bf16").us)
+    if best.halves:
+        search("qkv_halves", [None, *apart], lambda bench: bench.qkv("q8").us)
+        halves = [Rows(1, s, u) for s in (8, 11, 12, 16) for u in (2, 4)]
+        search("out_halves", [None, *halves], lambda bench: bench.out("q8").us)
     heads = [Rows(r, s, u, passes=4) for r in (2, 4) for s in (4, 8) for u in (2, 4, 12)]
     search("head", heads, lambda bench: bench.head("bf16").us)
     search("router", [Rows(1, s, u) for s in (1, 4, 8) for u in (6, 12)], lambda bench: bench.router(32).us)
