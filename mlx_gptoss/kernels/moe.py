@@ -61,12 +61,14 @@ def takes_halves(gate_up: Experts, down: Experts, top_k: int, tuning: Tuning) ->
 
 
 def _alone(
-    rows: Rows | None, packed: bool, weight_format: int, columns: int, count: int, tuning: Tuning
+    rows: Rows | None, packed: bool, weight_format: int, columns: int, count: int, tuning: Tuning, kernel: str
 ) -> Rows | None:
     """The rows for one sequence, where they serve these weights. Raises KernelError where packed ones have none."""
     alone = _staged(rows, weight_format, columns, count, packed, tuning.staged_bytes)
     if packed and (alone is None or weight_format != MXFP4 or not tuning.halves):
-        raise KernelError("packed activations do not fit the tuning", expected="see `takes_halves`", got=str(rows))
+        raise KernelError(
+            "packed activations do not fit the tuning", expected="see `takes_halves`", got=str(rows), where=kernel
+        )
     return alone
 
 
@@ -107,7 +109,7 @@ def moe_gate_up(
     weights = expert_arguments(gate_up, columns, GATE_UP)
     tuning = tuning or tuning_for(backend.family)
     chosen = tuning.gate_up_alone if batch == 1 else None
-    alone = _alone(chosen, packed, weights.format, columns, 1, tuning)
+    alone = _alone(chosen, packed, weights.format, columns, 1, tuning, GATE_UP)
     rows = alone or tuning.gate_up
     each = rows.passes * rows.rows
     if rows.rows not in POWERS_OF_TWO or each % 2 or each > SUMS_PER_SIMDGROUP:
@@ -191,8 +193,10 @@ def moe_down(
     arguments = expert_arguments(down, columns, DOWN)
     tuning = tuning or tuning_for(backend.family)
     chosen = tuning.down_alone if batch == 1 else None
-    alone = _alone(chosen, packed, arguments.format, columns, top_k, tuning)
+    alone = _alone(chosen, packed, arguments.format, columns, top_k, tuning, DOWN)
     rows = alone or tuning.down
+    if packed and rows.share > 1:
+        raise KernelError("packed activations are not shared out", expected="see `takes_halves`", where=DOWN)
     if rows.simdgroups % rows.share:
         raise KernelError(
             "the simdgroups are whole shares", expected=f"a multiple of {rows.share}", got=str(rows), where=DOWN
@@ -215,8 +219,6 @@ def moe_down(
         ("SIMDGROUPS", rows.simdgroups),
         ("UNROLL", rows.unroll),
     ]
-    if packed and rows.share > 1:
-        raise KernelError("packed activations are not shared out", expected="see `takes_halves`", where=DOWN)
     if not packed:
         kinds = ("A", h.dtype), ("W", arguments.weight.dtype), ("Q", arguments.scales.dtype)
         template += [*kinds, ("S", batch), ("SHARE", rows.share), ("STAGED", alone is not None)]
