@@ -1,5 +1,5 @@
-// What the expert kernels have in common: activations on their way to threadgroup memory, sums over the simdgroup of several
-// rows at once, and what becomes of a gate and its linear row.
+// What a step's expert kernels have in common: activations on their way to threadgroup memory, and sums over the simdgroup
+// of several rows at once.
 #pragma once
 #include "common.h"
 
@@ -53,11 +53,4 @@ METAL_FUNC void rows_from(int first, thread int* rows) {
   for (int r = 0; r < ROWS; ++r) {
     rows[r] = N % ROWS == 0 ? r : metal::min(r, N - first - 1);
   }
-}
-
-// A gate's activation and its linear row's, clamped.
-METAL_FUNC float swiglu(float gate, float linear, float limit, float alpha) {
-  gate = metal::min(gate, limit);
-  linear = metal::max(metal::min(linear, limit), -limit);
-  return gate / (1.0f + metal::exp(-alpha * gate)) * (linear + 1.0f);
 }

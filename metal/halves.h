@@ -6,10 +6,10 @@
 #pragma once
 #include "packed.h"
 
-// Values 8 piece .. 8 piece + 7 of a chunk, without their scale and counted from halves_centre.
+// Values 8 piece .. 8 piece + 7 of a chunk, without their scale and counted from halves_centre. An integer is or-ed into the
+// mantissa of the half 1024, which is then exactly taken away with the centre.
 template <int FORMAT>
 METAL_FUNC void unpack_pairs(const thread uint* w, int piece, uint lane, thread half2* v) {
-  // A small integer or-ed into the mantissa of the half 1024, which is then exactly taken away with the centre.
   if (FORMAT == FORMAT_MXFP4) {
     mxfp4_pairs(w[piece], lane, v);
   } else if (FORMAT == FORMAT_Q4) {

@@ -15,6 +15,7 @@
 // reference    mlx_gptoss/kernels/moe.py, moe_gate_up_twin.
 #include "experts.h"
 #include "rolling.h"
+#include "swiglu.h"
 #include "topk.h"
 
 template <typename B, int FORMAT, int K, int I, int E, int TOPK, int ROWS, int SIMDGROUPS, int UNROLL, int PASSES,

@@ -1,5 +1,6 @@
 // What becomes of a tile's result: rows and columns of its simdgroups, and the ways out of their registers.
 #pragma once
+#include "swiglu.h"
 #include "tiles.h"
 
 // SIMD_M x SIMD_N simdgroups share a BM x BN tile; each holds TM x TN blocks of the result.
@@ -52,10 +53,9 @@ struct SwigluRows {
     float y[2];
 #pragma clang loop unroll(full)
     for (int j = 0; j < 2; ++j) {
-      float gate = metal::min(from[2 * j] + float(bias[n + 2 * j]), params[1]);
+      float gate = from[2 * j] + float(bias[n + 2 * j]);
       float linear = from[2 * j + 1] + float(bias[n + 2 * j + 1]);
-      linear = metal::max(metal::min(linear, params[1]), -params[1]);
-      y[j] = gate / (1.0f + metal::exp(-params[2] * gate)) * (linear + 1.0f);
+      y[j] = swiglu(gate, linear, params[1], params[2]);
     }
     *(device uint*)(h + slot * (N / 2) + n / 2) = pack2<T>(y[0], y[1]);
   }

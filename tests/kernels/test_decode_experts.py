@@ -178,6 +178,26 @@ def test_packing_keeps_what_a_half_keeps_of_each_block(rows: int, powers: list[i
     assert (np.abs(back - x) <= np.maximum(np.abs(x) * 2.0**-11, largest * 2.0**-38)).all()
 
 
+def test_halves_lose_less_than_half_of_what_bfloat16_activations_lose() -> None:
+    """Rows of the released length against float64."""
+    rng = np.random.default_rng(12)
+    down = dataclasses.replace(experts(rng, 1, 256, 2880), bias=mx.zeros((1, 256), mx.bfloat16))
+    x = floats(rng, 1, 2880)
+    y = moe_down(
+        pack_activation(x), mx.zeros((8,), mx.int32), mx.ones((8,)), down, mx.zeros((1, 256)),
+        backend=BenchBackend(guard="fast"), tuning=Tuning(down_alone=Rows(1, 4, 3), halves=True),
+    )  # fmt: skip
+    weight = wide(picked_weight(down, mx.array([0])))[0]
+    want = weight @ wide(x)[0]
+    rounded = weight @ wide(x.astype(mx.bfloat16))[0]
+
+    def error(got: NDArray[np.float64]) -> float:
+        return float(np.sqrt(((got - want) ** 2).mean() / (want**2).mean()))
+
+    print(f"halves err by {error(wide(y)[0]):.1e}, bfloat16 activations by {error(rounded):.1e}")
+    assert error(wide(y)[0]) < 0.5 * error(rounded)
+
+
 def test_halves_of_every_size_multiply_alike() -> None:
     """Activations from 2^-40 to 2^40: no overflow, no loss."""
     rng = np.random.default_rng(5)
