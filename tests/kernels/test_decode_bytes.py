@@ -1,7 +1,8 @@
 """Every decode kernel moves at most 1.05 times the bytes that it must, and asks for each weight once.
 
 The bench counts distinct bytes of device memory. The minimum is summed here from what a call is about: the weights in
-use, what comes in, what goes out. Tuning is a Mac's; the hidden size is the released one, other sizes are cut.
+use, what comes in, what goes out. Tuning is a Mac's, or an H100's where that has other texts; the hidden size is the
+released one, other sizes are cut.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 from mlx_gptoss.kernels import attention, attention_out, draw, head, moe, qkv, router, top_tokens
 from mlx_gptoss.kernels.draw_twin import draw_parts_twin
 from mlx_gptoss.kernels.draws import Draws
+from mlx_gptoss.kernels.halves import pack_activation
 from mlx_gptoss.kernels.source import kernel_names
 from mlx_gptoss.weights import Experts, Linear, LinearFormat
 from tests.bench.backend import BenchBackend
@@ -44,17 +46,19 @@ def of_experts(weights: Experts, used: int) -> int:
     return nbytes(weights.blocks, weights.scales, weights.weight, weights.bias) * used // weights.num_experts
 
 
-def qkv_rope(fmt: LinearFormat, batch: int) -> Counted:
-    rng, backend = np.random.default_rng(0), bench()
-    weight, norm = linear(rng, 6 * 64, H, fmt, 64), floats(rng, H, dtype=mx.bfloat16)
+def qkv_rope(fmt: LinearFormat, batch: int, family: str = "m4-max") -> Counted:
+    rng, backend = np.random.default_rng(0), bench(family)
+    heads = 8 if family == "h100" else 4  # whole threadgroups
+    weight, norm = linear(rng, (heads + 2) * 64, H, fmt, 64), floats(rng, H, dtype=mx.bfloat16)
     x, rope = floats(rng, batch, H), floats(rng, batch, 64)
-    out = qkv.qkv_rope(x, norm, weight, rope, PARAMS, heads=4, kv_heads=1, dtype=mx.bfloat16, backend=backend)
+    out = qkv.qkv_rope(x, norm, weight, rope, PARAMS, heads=heads, kv_heads=1, dtype=mx.bfloat16, backend=backend)
     return backend, of_linear(weight) + nbytes(norm, x, rope, *out)
 
 
-def out_projection(fmt: LinearFormat, batch: int) -> Counted:
-    rng, backend = np.random.default_rng(1), bench()
-    weight, a, x = linear(rng, 256, 4096, fmt, 64), floats(rng, batch, 4096), floats(rng, batch, 256)
+def out_projection(fmt: LinearFormat, batch: int, family: str = "m4-max") -> Counted:
+    rng, backend = np.random.default_rng(1), bench(family)
+    rows = 264 if family == "h100" else 256
+    weight, a, x = linear(rng, rows, 4096, fmt, 64), floats(rng, batch, 4096), floats(rng, batch, rows)
     return backend, of_linear(weight) + nbytes(a, x, attention_out.attention_out(a, weight, x, backend=backend))
 
 
@@ -66,10 +70,11 @@ def out_of_parts(parts: int) -> Counted:
     return backend, of_linear(weight) + nbytes(a, sinks, x, y)
 
 
-def router_logits(count: int, batch: int) -> Counted:
+def router_logits(count: int, batch: int, packed: bool = False) -> Counted:
     rng, backend = np.random.default_rng(2), bench()
     weight, norm, x = linear(rng, count, H), floats(rng, H, dtype=mx.bfloat16), floats(rng, batch, H)
-    return backend, of_linear(weight) + nbytes(norm, x, *router.router(x, norm, weight, PARAMS, backend=backend))
+    out = router.router(x, norm, weight, PARAMS, packed=packed, backend=backend)
+    return backend, of_linear(weight) + nbytes(norm, x, *out)
 
 
 def vocabulary(fmt: LinearFormat, batch: int) -> Counted:
@@ -119,6 +124,21 @@ def down(count: int) -> Counted:
     return backend, of_experts(weights, 4) + nbytes(h, x, y) + 32
 
 
+def gate_up_in_halves(count: int) -> Counted:
+    rng, backend = np.random.default_rng(5), bench("h100")
+    weights, t, logits = experts(rng, count, 2 * 96, H), pack_activation(floats(rng, 1, H)), floats(rng, 1, count)
+    out = moe.moe_gate_up(t, logits, weights, PARAMS, top_k=4, backend=backend)
+    return backend, of_experts(weights, 4) + nbytes(t, logits, *out)
+
+
+def down_in_halves(count: int) -> Counted:
+    rng, backend = np.random.default_rng(6), bench("h100")
+    weights, h, x = experts(rng, count, 132, H), pack_activation(floats(rng, 4, H)), floats(rng, 1, 132)
+    picks, shares = mx.array([3, 1, 7, 0, 0, 0, 0, 0], dtype=mx.int32), mx.full((8,), 0.25)
+    y = moe.moe_down(h, picks, shares, weights, x, backend=backend)
+    return backend, of_experts(weights, 4) + nbytes(h, x, y) + 32
+
+
 def full(n_main: int, n_tail: int, parts: int | None) -> Counted:
     rng, backend = np.random.default_rng(7), bench()
     q, sinks = floats(rng, 1, 16, 64), floats(rng, 16, dtype=mx.bfloat16)
@@ -155,6 +175,11 @@ CASES: dict[str, Callable[[], Counted]] = {
     **{f"qkv_rope-{fmt}": lambda fmt=fmt: qkv_rope(fmt, 1) for fmt in FORMATS},  # type: ignore[misc]  # bound early
     **{f"attention_out-{fmt}": lambda fmt=fmt: out_projection(fmt, 1) for fmt in FORMATS},  # type: ignore[misc]
     **{f"head-{fmt}": lambda fmt=fmt: vocabulary(fmt, 1) for fmt in FORMATS},  # type: ignore[misc]
+    **{f"qkv_rope-h100-{fmt}": lambda fmt=fmt: qkv_rope(fmt, 1, "h100") for fmt in FORMATS},  # type: ignore[misc]
+    **{f"attention_out-h100-{fmt}": lambda fmt=fmt: out_projection(fmt, 1, "h100") for fmt in FORMATS},  # type: ignore[misc]
+    "router-packed": lambda: router_logits(32, 1, packed=True),
+    "moe_gate_up-h100": lambda: gate_up_in_halves(32),
+    "moe_down-h100": lambda: down_in_halves(32),
     "qkv_rope-batch": lambda: qkv_rope("bf16", 8),
     "attention_out-batch": lambda: out_projection("q8", 5),
     "attention_out-parts": lambda: out_of_parts(8),
