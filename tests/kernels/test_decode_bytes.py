@@ -8,6 +8,7 @@ released one, other sizes are cut.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -172,11 +173,11 @@ def merge(counts: Sequence[int]) -> Counted:
 
 
 CASES: dict[str, Callable[[], Counted]] = {
-    **{f"qkv_rope-{fmt}": lambda fmt=fmt: qkv_rope(fmt, 1) for fmt in FORMATS},  # type: ignore[misc]  # bound early
-    **{f"attention_out-{fmt}": lambda fmt=fmt: out_projection(fmt, 1) for fmt in FORMATS},  # type: ignore[misc]
-    **{f"head-{fmt}": lambda fmt=fmt: vocabulary(fmt, 1) for fmt in FORMATS},  # type: ignore[misc]
-    **{f"qkv_rope-h100-{fmt}": lambda fmt=fmt: qkv_rope(fmt, 1, "h100") for fmt in FORMATS},  # type: ignore[misc]
-    **{f"attention_out-h100-{fmt}": lambda fmt=fmt: out_projection(fmt, 1, "h100") for fmt in FORMATS},  # type: ignore[misc]
+    **{f"qkv_rope-{fmt}": partial(qkv_rope, fmt, 1) for fmt in FORMATS},
+    **{f"attention_out-{fmt}": partial(out_projection, fmt, 1) for fmt in FORMATS},
+    **{f"head-{fmt}": partial(vocabulary, fmt, 1) for fmt in FORMATS},
+    **{f"qkv_rope-h100-{fmt}": partial(qkv_rope, fmt, 1, "h100") for fmt in FORMATS},
+    **{f"attention_out-h100-{fmt}": partial(out_projection, fmt, 1, "h100") for fmt in FORMATS},
     "router-packed": lambda: router_logits(32, 1, packed=True),
     "moe_gate_up-h100": lambda: gate_up_in_halves(32),
     "moe_down-h100": lambda: down_in_halves(32),
