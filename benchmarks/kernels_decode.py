@@ -5,7 +5,7 @@
     python -m benchmarks.kernels_decode --json results.json
 
 A time is the slope between two lengths of a chain of dependent launches, from the moment the host has handed over the
-chain until the GPU is done: the GPU's own time, launch gaps included. Six copies of the weights take turns (four of
+chain until its result is there: the GPU's own time, launch gaps included. Six copies of the weights take turns (four of
 120b's experts), more than a cache holds of all but the small ones. GB/s counts the bytes that must be read and written;
 the ceiling is this GPU's own copy, the floor a kernel that only reads as many bytes.
 """
@@ -40,6 +40,7 @@ from benchmarks.chain import (
     random_experts,
     random_linear,
     stock_project,
+    waiting,
 )  # fmt: skip
 from benchmarks.device_backend import device_backend
 from benchmarks.read_floor import read_floor_us
@@ -108,7 +109,9 @@ class Bench:
 
         error = error_of(call(0, x), attention_out.attention_out_twin(a, weights[0], x))
         us = gpu_us(call, x)
-        stock = gpu_us(lambda i, x: x + stock_project(a, weights[i % COPIES]), x) if self.stock else 0.0
+        stock = 0.0
+        if self.stock:
+            stock = gpu_us(lambda i, x: x + stock_project(waiting(a, x), weights[i % COPIES]), x)
         return Timed("attention_out", f"{fmt} S={batch}", us, linear_bytes(weights[0]) / 1e6, error, stock)
 
     def out_of_parts(self, parts: int, *, inside: bool) -> Timed:
@@ -188,15 +191,15 @@ class Bench:
         stock = 0.0
         if self.stock:
             picks = want[1][: batch * TOP_K].reshape(batch, TOP_K).astype(mx.uint32)
-            rounded = inner.astype(mx.bfloat16)[:, :, None]
-            mx.eval(picks, rounded)
+            activations = inner[:, :, None]
+            mx.eval(picks, activations)
 
             def gathered(i: int, x: mx.array) -> mx.array:
                 down = downs[i % copies]
                 if down.blocks is None or down.scales is None:
                     return x
                 y = mx.gather_qmm(
-                    rounded, down.blocks, down.scales, None, rhs_indices=picks,
+                    waiting(activations, x), down.blocks, down.scales, None, rhs_indices=picks,
                     transpose=True, group_size=32, bits=4, mode="mxfp4",
                 )  # fmt: skip
                 return x + y.squeeze(2).sum(axis=1)
@@ -293,8 +296,8 @@ class Bench:
         got, want = draw(logits, draws, backend=self.backend), draw_twin(logits, logits, draws, logprobs=False)
         error = 0.0 if mx.array_equal(got.tokens, want.tokens) else 9.9
 
-        us = gpu_us(lambda _i, x: x + draw(x, draws, backend=self.backend).peaks[:, None], logits)
-        stock = gpu_us(lambda _i, x: x + draw_twin(x, x, draws, logprobs=False).tokens[:, None], logits)
+        us = gpu_us(lambda _i, x: x + draw(x, draws, backend=self.backend).peaks[:, None], logits, 4, 16)
+        stock = gpu_us(lambda _i, x: x + draw_twin(x, x, draws, logprobs=False).tokens[:, None], logits, 4, 16)
         return Timed("draw + add", f"top_p {top_p}", us, 3 * logits.nbytes / 1e6, error, stock)
 
     @staticmethod
@@ -307,7 +310,7 @@ class Bench:
 
 def cases(bench: Bench) -> Iterator[Callable[[], Timed]]:
     """Everything that is measured, both models."""
-    formats: tuple[LinearFormat, ...] = ("bf16", "q8", "mxfp8", "q4")
+    formats: tuple[LinearFormat, ...] = ("bf16", "q8", "mxfp8", "q6", "q4")
     for fmt in formats:
         yield partial(bench.qkv, fmt)
         yield partial(bench.out, fmt)

@@ -87,8 +87,8 @@ def timed(run: Callable[[mx.array], mx.array], start: mx.array, repeats: int = 5
     for _ in range(repeats):
         began = time.perf_counter()
         mx.eval(calls(chain))
-        mx.synchronize()
         samples.append((time.perf_counter() - began) / chain)
+        mx.synchronize()
     return statistics.median(samples) * 1e6
 
 
