@@ -155,7 +155,7 @@ class Bench:
         params = model_params(*PARAMS)
         logits, x = mx.random.normal((batch, count)), mx.random.normal((batch, HIDDEN))
         plain = mx.random.normal((batch, HIDDEN))
-        packed = batch == 1 and moe.takes_halves(gate_ups[0], downs[0], TOP_K, self.tuning)
+        packed = moe.takes_halves(gate_ups[0], downs[0], TOP_K, self.tuning, batch)
         t = pack_activation(plain) if packed else permute_activation(plain)
         mx.eval(logits, t, x)
 
@@ -165,7 +165,7 @@ class Bench:
             )
 
         def values(h: mx.array) -> mx.array:
-            return unpack_activation(h, INNER)[None] if packed else unpermute_activation(h)
+            return unpack_activation(h, INNER).reshape(batch, TOP_K, INNER) if packed else unpermute_activation(h)
 
         # The twins see floats, so that what packing rounds counts as an error.
         got, want = (
@@ -177,10 +177,10 @@ class Bench:
         error = error_of(values(got[0]), inner) if same else 9.9
         distinct = len(set(np.array(want[1][: batch * TOP_K]).tolist()))
         each = 2 * INNER * HIDDEN * (0.5 + 1 / 32) * distinct / 1e6
-        us = gpu_us(lambda i, t: first(i, t)[0][:1] if packed else first(i, t)[0][:, 0], t)
+        us = gpu_us(lambda i, t: first(i, t)[0][:batch] if packed else first(i, t)[0][:, 0], t)
         yield Timed("moe_gate_up", f"E={count} S={batch}", us, each, error)
 
-        routed = (pack_activation(inner[0]) if packed else want[0], *want[1:])
+        routed = (pack_activation(inner.reshape(-1, INNER)) if packed else want[0], *want[1:])
         mx.eval(want, routed)
 
         def second(i: int, x: mx.array) -> mx.array:
@@ -327,9 +327,10 @@ def cases(bench: Bench) -> Iterator[Callable[[], Timed]]:
     yield bench.top
     for top_p in (1.0, 0.9):
         yield partial(bench.draw, top_p)
-    for batch in (4, 8):
-        yield partial(bench.qkv, "bf16", batch)
-        yield partial(bench.out, "bf16", batch)
+    for batch in (2, 4, 8):
+        for fmt in formats[:2]:
+            yield partial(bench.qkv, fmt, batch)
+            yield partial(bench.out, fmt, batch)
 
 
 def report(bench: Bench, ceiling: float) -> list[Timed]:
@@ -346,7 +347,7 @@ def report(bench: Bench, ceiling: float) -> list[Timed]:
         lines.append(timed)
         print(timed.line(ceiling), flush=True)
 
-    for experts, batch in ((32, 1), (128, 1), (32, 4), (32, 8)):
+    for experts, batch in ((32, 1), (128, 1), (32, 2), (32, 4), (32, 8)):
         try:
             for timed in bench.experts(experts, batch):
                 add(timed)
@@ -397,6 +398,11 @@ def tune(backend: Backend, budget_s: float) -> Tuning:
     search("gate_up_alone", [None, *alone], lambda bench: next(iter(bench.experts(32))).us)
     alone = [Rows(r, s, 3, share=g) for r, s, g in ((2, 11, 1), (1, 22, 1), (2, 22, 2), (1, 11, 1), (2, 12, 1))]
     search("down_alone", [None, *alone], lambda bench: list(bench.experts(32))[1].us)
+    if best.halves:
+        several = [Rows(r, s, 3, passes=p) for r, p in ((1, 6), (1, 8), (2, 3), (2, 4)) for s in (4, 8)]
+        search("gate_up_several", [None, *several], lambda bench: next(iter(bench.experts(32, 8))).us)
+        several = [Rows(r, s, 3) for r in (1, 2) for s in (4, 8, 11, 22)]
+        search("down_several", [None, *several], lambda bench: list(bench.experts(32, 8))[1].us)
     search("qkv", matrices, lambda bench: bench.qkv("bf16").us, "qkv_alone")
     apart = [Rows(r, s, u, stagers=t) for r, s in ((2, 8), (2, 20), (4, 10)) for u in (2, 3, 4) for t in (4, 8)]
     search("qkv_alone", [None, *apart], lambda bench: bench.qkv("bf16").us)

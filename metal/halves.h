@@ -30,10 +30,11 @@ METAL_FUNC void unpack_pairs(const thread uint* w, int piece, uint lane, thread 
   }
 }
 
-// acc[r] += this lane's chunk of row r, which `block` holds as step `u`, times chunk `c` of the packed activation.
-template <int FORMAT, int R, int K, int COUNT, typename Q>
+// acc[r] += this lane's chunk of row r, which `block` holds as step `u`, times chunk `c` of the packed activation: `halves`
+// points to its uint4s, `scales` to the floats behind them.
+template <int FORMAT, int R, int K, int COUNT, typename Q, typename H, typename F>
 METAL_FUNC void multiply_halves(
-    const thread Block<Q, COUNT>& block, int u, int c, const threadgroup uint4* halves, uint lane, thread float* acc) {
+    const thread Block<Q, COUNT>& block, int u, int c, H halves, F scales, uint lane, thread float* acc) {
   constexpr int CHUNK = chunk_values(FORMAT);
   constexpr int CHUNKS = K / CHUNK;
   half2 sums[R];
@@ -54,7 +55,6 @@ METAL_FUNC void multiply_halves(
       sums[r] = metal::fma(v[3], as_type<half2>(x.w), sums[r]);
     }
   }
-  const threadgroup float* scales = (const threadgroup float*)(halves + K / 8);
   float down = scales[uint(c) / (32 / CHUNK)];
   float total = is_affine(FORMAT) ? scales[K / 32 + c] : 0.0f;
 #pragma clang loop unroll(full)
@@ -69,20 +69,21 @@ METAL_FUNC void multiply_halves(
 }
 
 // As matvec_rolling (rolling.h): acc[r] += row r times the packed activation.
-template <int FORMAT, int K, int R, int UNROLL, typename Row, typename Q>
+template <int FORMAT, int K, int R, int UNROLL, typename Row, typename Q, typename H, typename F>
 METAL_FUNC void halves_rolling(
     const device uint* weight,
     const device Q* scales,
     const thread Row* next,
     bool more,
-    const threadgroup uint4* halves,
+    H halves,
+    F behind,
     uint lane,
     thread Block<Q, R * UNROLL>& block,
     thread float* acc) {
   constexpr int COUNT = K / chunk_values(FORMAT);
 #pragma clang loop unroll(full)
   for (int u = 0; u < UNROLL; ++u) {
-    multiply_halves<FORMAT, R, K>(block, u, lane_chunk<COUNT>(u, lane), halves, lane, acc);
+    multiply_halves<FORMAT, R, K>(block, u, lane_chunk<COUNT>(u, lane), halves, behind, lane, acc);
     if (more) {
       load_step<FORMAT, 32, K, R>(weight, scales, scales, next, 0, u * 32 + int(lane), COUNT, u, block);
     }

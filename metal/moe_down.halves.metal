@@ -76,8 +76,9 @@ template <typename B, int FORMAT, int K, int N, int TOPK, int ROWS, int SIMDGROU
     for (int r = 0; r < ROWS; ++r) {
       part[r] = 0.0f;
     }
+    const threadgroup uint4* halves = (const threadgroup uint4*)staged + pick * EACH;
     halves_rolling<FORMAT, K, ROWS, UNROLL>(
-        words, scale, rows, pick + 1 < TOPK, (const threadgroup uint4*)staged + pick * EACH, lane, block, part);
+        words, scale, rows, pick + 1 < TOPK, halves, (const threadgroup float*)(halves + K / 8), lane, block, part);
     for (int r = 0; r < ROWS; ++r) {
       acc[r] = metal::fma(share, part[r], acc[r]);
     }

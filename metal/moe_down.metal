@@ -3,7 +3,8 @@
 //              (MXFP4: u32 [E, N, K/8] and scales u8 [E, N, K/32]; or bf16); bias [E, N]; x, y [S, N] f32.
 // grid         ceil(N / (GROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads, SIMDGROUPS = GROUPS * SHARE: GROUPS groups of rows, and SHARE simdgroups that
-//              share out the picks of each. ROWS is 1, 2, 4, 8 or 16, and S * ROWS at most 32. With STAGED (one
+//              share out the experts of each. ROWS is 1, 2, 4, 8 or 16; S * ROWS and, if S > 1, S * TOPK are at
+//              most 32. With STAGED (one
 //              activation, SHARE at most TOPK, 32 UNROLL lanes take a row) h goes through threadgroup memory.
 // bytes        the rows of each distinct expert once from memory, again from cache for each further activation that chose
 //              it; h from cache.
@@ -11,6 +12,7 @@
 //              atomics and no array; the next expert's rows are loaded while the present one's are used.
 // reference    mlx_gptoss/kernels/moe.py, moe_down_twin.
 #include "experts.h"
+#include "members.h"
 #include "rolling.h"
 
 template <typename B, int FORMAT, int K, int N, int TOPK, int ROWS, int SIMDGROUPS, int UNROLL, typename A, typename W,
@@ -127,37 +129,47 @@ template <typename B, int FORMAT, int K, int N, int TOPK, int ROWS, int SIMDGROU
       mine[lane] = 0.0f;
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
-    for (int pick = simdgroup % SHARE; pick < S * TOPK; pick += SHARE) {
-      int expert = picks[pick];
-      bool owner = true;
-      for (int earlier = 0; earlier < pick; ++earlier) {
-        owner = owner && picks[earlier] != expert;
+    // Lane l has pick l. A simdgroup takes every SHARE-th of the distinct experts.
+    constexpr int PICKS = S == 1 ? 1 : S * TOPK;  // compiled for one sequence, too
+    bool picked = int(lane) < PICKS;
+    int expert = picked ? picks[lane] : -1;
+    float own_share = picked ? weights[lane] : 0.0f;
+    uint same = 0u;
+    uint left = distinct_picks<PICKS>(expert, lane, same);
+    for (int i = 0; i < simdgroup % SHARE; ++i) {
+      left &= left - 1u;
+    }
+    while (left != 0u) {
+      int pick = int(ctz(left));
+      int chosen = simd_shuffle(expert, ushort(pick));
+      uint members = simd_shuffle(same, ushort(pick));
+      for (int i = 0; i < SHARE; ++i) {
+        left &= left - 1u;
       }
-      if (owner) {
-        const device uint* words = all + size_t(expert) * WORDS;
-        const device Q* scale = scales + size_t(expert) * SCALES;
-        for (int member = pick; member < S * TOPK; ++member) {
-          if (member == pick || picks[member] == expert) {
-            int offset = member * (K / 4);
-            float share = weights[member];
-            float acc[ROWS];
-            float own[ROWS];
-            for (int r = 0; r < ROWS; ++r) {
-              acc[r] = 0.0f;
-              own[r] = float(bias[size_t(expert) * N + rows[r]]);
-            }
-            Block<Q, ROWS * UNROLL> block;
-            load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scale, scale, rows, 0, 0, COUNT, lane, block);
-            matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
-                words, scale, scale, rows, h, &offset, K / 32, 0, COUNT, lane, block, acc);
-            for (int r = 0; r < ROWS; ++r) {
-              acc[r] = simd_sum(acc[r]);
-            }
-            if (lane == 0) {
-              for (int r = 0; r < ROWS; ++r) {
-                mine[member / TOPK * ROWS + r] += share * (acc[r] + own[r]);
-              }
-            }
+      const device uint* words = all + size_t(chosen) * WORDS;
+      const device Q* scale = scales + size_t(chosen) * SCALES;
+      float own[ROWS];
+      for (int r = 0; r < ROWS; ++r) {
+        own[r] = float(bias[size_t(chosen) * N + rows[r]]);
+      }
+      for (; members != 0u; members &= members - 1u) {
+        int member = int(ctz(members));
+        int offset = member * (K / 4);
+        float share = simd_shuffle(own_share, ushort(member));
+        float acc[ROWS];
+        for (int r = 0; r < ROWS; ++r) {
+          acc[r] = 0.0f;
+        }
+        Block<Q, ROWS * UNROLL> block;
+        load_block<FORMAT, 32, K, ROWS, UNROLL>(words, scale, scale, rows, 0, 0, COUNT, lane, block);
+        matvec<FORMAT, 32, K, ROWS, 1, UNROLL, 8>(
+            words, scale, scale, rows, h, &offset, K / 32, 0, COUNT, lane, block, acc);
+        for (int r = 0; r < ROWS; ++r) {
+          acc[r] = simd_sum(acc[r]);
+        }
+        if (lane == 0) {
+          for (int r = 0; r < ROWS; ++r) {
+            mine[member / TOPK * ROWS + r] += share * (acc[r] + own[r]);
           }
         }
       }

@@ -68,6 +68,8 @@ template <typename B, int FORMAT, int K, int I, int E, int TOPK, int ROWS, int S
   if (tells) {
     tell<E, TOPK>(logits, lane, place, picks + place, weights + place);
   }
+  const threadgroup uint4* halves = (const threadgroup uint4*)staged;
+  const threadgroup float* behind = (const threadgroup float*)(halves + K / 8);
   float result = 0.0f;
 #pragma clang loop unroll(disable)
   for (int pass = 0; pass < PASSES && first + pass * ROWS < N; ++pass) {
@@ -80,7 +82,7 @@ template <typename B, int FORMAT, int K, int I, int E, int TOPK, int ROWS, int S
     words += ROWS * WORDS;
     scale += ROWS * COUNT;
     halves_rolling<FORMAT, K, ROWS, UNROLL>(
-        words, scale, rows, pass + 1 < PASSES && next < N, (const threadgroup uint4*)staged, lane, block, acc);
+        words, scale, rows, pass + 1 < PASSES && next < N, halves, behind, lane, block, acc);
     float sum = simd_sums<ROWS>(acc, lane);
     result = int(lane) % SPAN == pass ? sum : result;
   }

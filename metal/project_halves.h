@@ -120,11 +120,13 @@ METAL_FUNC void project_halves(
   for (int r = 0; r < R; ++r) {
     acc[r] = 0.0f;
   }
+  const threadgroup uint4* halves = staged;
+  const threadgroup float* behind = (const threadgroup float*)(staged + K / 8);
   // Each step leaves its place to the one UNROLL further (as in matvec_stream).
 #pragma clang loop unroll(full)
   for (int step = 0; step < STEPS; ++step) {
     int u = step % UNROLL;
-    multiply_halves<FORMAT, R, K>(block, u, lane_chunk<CHUNKS>(step, lane), staged, lane, acc);
+    multiply_halves<FORMAT, R, K>(block, u, lane_chunk<CHUNKS>(step, lane), halves, behind, lane, acc);
     int next = step + UNROLL;
     if (next < STEPS) {
       if (next * 32 + 32 > CHUNKS) {

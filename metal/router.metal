@@ -1,7 +1,7 @@
 // computes     t = rms_norm(x) and the router's logits W t + b.
 // shapes       x [S, K] f32; norm [K]; weight [E, K] (f32 or bf16); bias [E]; params f32 [8], params[0] = eps;
-//              t [S, 8, K/32, 4], the normed activation permuted for the expert kernels, or with PACKED (one activation)
-//              packed halves [1, 8 halves_size(K/32)] (packed.h); logits [S, E] f32.
+//              t [S, 8, K/32, 4], the normed activation permuted for the expert kernels, or with PACKED
+//              packed halves [S, 8 halves_size(K/32)] (packed.h); logits [S, E] f32.
 // grid         ceil(E / (SIMDGROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads; S * TILE chunks of activations in threadgroup memory.
 // bytes        the weight and bias once; x and norm once a threadgroup (from cache); t and the logits written once.
@@ -49,6 +49,7 @@ template <typename V, typename W, typename B, typename A, int FORMAT, int K, int
     }
   }
   constexpr int THREADS = 32 * SIMDGROUPS;
+  constexpr int PLACES = halves_size(K / 32);
   int simdgroup = int(simdgroup_index_in_threadgroup);
   int lane = int(thread_index_in_simdgroup);
   for (int s = 0; s < S; ++s) {
@@ -69,11 +70,11 @@ template <typename V, typename W, typename B, typename A, int FORMAT, int K, int
         uint exponent = halves_exponent(largest_of_block(y));
         y = y * halves_up(FORMAT_MXFP4, exponent);
         if (writes && i % 8 == 0) {
-          ((device float*)t)[16 * (K / 32) + i / 8] = halves_down(FORMAT_MXFP4, exponent);
+          ((device float*)t)[s * (4 * PLACES) + 16 * (K / 32) + i / 8] = halves_down(FORMAT_MXFP4, exponent);
         }
       }
       if (writes) {
-        int at = PACKED ? halves_place(K / 32, i / 8, i % 8 * 4) : s * K + 4 * permuted<8>(i, K / 32);
+        int at = PACKED ? s * (8 * PLACES) + halves_place(K / 32, i / 8, i % 8 * 4) : s * K + 4 * permuted<8>(i, K / 32);
         constexpr int NEXT = PACKED ? 2 : 1;
         t[at] = A(y.x);
         t[at + NEXT] = A(y.y);

@@ -84,7 +84,7 @@ class DecodeGraph:
         self.board = board
         self.dtype = dtype
         self.params = params
-        self._halves: tuple[Tuning, bool] | None = None
+        self._halves: tuple[Tuning, dict[int, bool]] | None = None
         self._qkv = board.choose(qkv.NAME, qkv.qkv_rope, qkv_rope_stand_in)
         self._out = board.choose(attention_out.NAME, attention_out.attention_out, attention_out_stand_in)
         self._gate_up = board.choose(moe.GATE_UP, moe.moe_gate_up, moe_gate_up_stand_in)
@@ -141,7 +141,7 @@ class DecodeGraph:
         `merged`, its parts [heads, parts, 68]; float32."""
         backend = self.board.backend
         x = self._out(a, weights.out, x, sinks=None if merged else weights.sinks, backend=backend)
-        packed = len(x) == 1 and self._takes_halves(weights)
+        packed = self._takes_halves(weights, len(x))
         t, logits = router.router(
             x, weights.mlp_norm, weights.router, self.params, packed=packed, backend=self.board.backend_for(router.NAME)
         )
@@ -150,16 +150,18 @@ class DecodeGraph:
         )
         return self._down(h, picks, shares, weights.down, x, backend=backend)
 
-    def _takes_halves(self, weights: LayerWeights) -> bool:
+    def _takes_halves(self, weights: LayerWeights, batch: int) -> bool:
         """See `moe.takes_halves`. What the tuning says is kept for as long as it is the same."""
         tuning, config = tuning_for(self.board.backend.family), self.config
         if weights.gate_up.blocks is None or weights.down.blocks is None or config.swiglu_limit > LARGEST_LIMIT:
             return False
-        known = self._halves
-        if known is None or known[0] is not tuning:
-            fits = moe.fits_halves(config.hidden_size, config.intermediate_size, config.experts_per_token, tuning)
-            known = self._halves = tuning, fits
-        return known[1]
+        if self._halves is None or self._halves[0] is not tuning:
+            self._halves = tuning, {}
+        known = self._halves[1]
+        if batch not in known:
+            sizes = config.hidden_size, config.intermediate_size, config.experts_per_token
+            known[batch] = moe.fits_halves(*sizes, tuning, batch)
+        return known[batch]
 
     def _full(
         self,

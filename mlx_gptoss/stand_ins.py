@@ -90,7 +90,7 @@ def moe_gate_up_stand_in(
     gate, linear = mx.minimum(y[..., ::2], params[1]), mx.clip(y[..., 1::2], -params[1], params[1])
     h = gate * mx.sigmoid(params[2] * gate) * (linear + 1.0)
     flat = padded(picks.reshape(-1).astype(mx.int32)), padded(shares.reshape(-1))
-    return pack_activation(h[0]) if packed else permute_activation(h).astype(t.dtype), *flat
+    return pack_activation(h.reshape(-1, h.shape[-1])) if packed else permute_activation(h).astype(t.dtype), *flat
 
 
 def moe_down_stand_in(
@@ -105,7 +105,10 @@ def moe_down_stand_in(
 ) -> mx.array:
     """See `moe_down`."""
     del backend, tuning
-    plain = unpack_activation(h, down.columns)[None] if h.ndim == 2 else unpermute_activation(h).astype(mx.float32)
+    if h.ndim == 2:
+        plain = unpack_activation(h, down.columns).reshape(x.shape[0], -1, down.columns)
+    else:
+        plain = unpermute_activation(h).astype(mx.float32)
     batch, top_k = plain.shape[:2]
     chosen, shares = picks[: batch * top_k].reshape(batch, top_k), weights[: batch * top_k].reshape(batch, top_k, 1)
     y = experts_matmul(plain[:, :, None], down, chosen, ordered=False).squeeze(2)

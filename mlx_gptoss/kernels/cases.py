@@ -139,8 +139,11 @@ def _router(s: Shapes, device: Backend) -> Case:
         return mx.fast.rms_norm(x.astype(mx.bfloat16), norm, s.eps) @ weight.weight.T
 
     def packed(backend: Backend) -> Sequence[mx.array]:
-        t, logits = router.router(x, norm, weight, params, packed=True, backend=backend)
-        return [unpack_activation(t, s.hidden), logits]
+        found = []
+        for each in (x, xs) if _fits_halves(s, device, s.batch) else (x,):
+            t, logits = router.router(each, norm, weight, params, packed=True, backend=backend)
+            found += [unpack_activation(t, s.hidden), logits]
+        return found
 
     fits = _fits_halves(s, device)
     return Case(router.NAME, run, weight.weight.nbytes, EXACT, stock, batch, packed if fits else None)
@@ -154,8 +157,8 @@ def _gather(x: mx.array, experts: Experts, picks: mx.array) -> mx.array:
     )
 
 
-def _fits_halves(s: Shapes, device: Backend) -> bool:
-    return moe.fits_halves(s.hidden, s.inner, s.top_k, tuning_for(device.family))
+def _fits_halves(s: Shapes, device: Backend, batch: int = 1) -> bool:
+    return moe.fits_halves(s.hidden, s.inner, s.top_k, tuning_for(device.family), batch)
 
 
 def _decode_experts(s: Shapes) -> tuple[int, mx.array, mx.array]:
@@ -170,8 +173,8 @@ def _moe_gate_up(s: Shapes, device: Backend) -> Case:
     x = normal(1, 1, 1, s.hidden, dtype=mx.bfloat16)
     ts, all_logits = normal(s.batch, 8, s.hidden // 32, 4), normal(s.batch, count)
 
-    halves = pack_activation(normal(1, s.hidden))
-    mx.eval(halves)
+    halves, all_halves = pack_activation(normal(1, s.hidden)), pack_activation(normal(s.batch, s.hidden))
+    mx.eval(halves, all_halves)
 
     def take(t: mx.array, logits: mx.array, backend: Backend) -> Sequence[mx.array]:
         h, chosen, shares = moe.moe_gate_up(t, logits, weights, params, top_k=s.top_k, backend=backend)
@@ -187,13 +190,21 @@ def _moe_gate_up(s: Shapes, device: Backend) -> Case:
     def packed(backend: Backend) -> Sequence[mx.array]:
         return take(halves, logits, backend)
 
+    def all_packed(backend: Backend) -> Sequence[mx.array]:
+        return [*packed(backend), *take(all_halves, all_logits, backend)]
+
     def stock() -> mx.array:
         return _gather(x, weights, picks)
 
-    fits = _fits_halves(s, device)
     least = expert_bytes(weights, s.top_k)
-    halved = packed if fits else None
-    return Case(moe.GATE_UP, run, least, EXACT, stock, batch, halved, halved)
+    return Case(moe.GATE_UP, run, least, EXACT, stock, batch, *_packed(s, device, packed, all_packed))
+
+
+def _packed(s: Shapes, device: Backend, one: Run, all_: Run) -> tuple[Run | None, Run | None]:
+    """What is compared in halves and what is timed: of one sequence, and of several where they are packed too."""
+    if not _fits_halves(s, device):
+        return None, None
+    return all_ if _fits_halves(s, device, s.batch) else one, one
 
 
 def _moe_down(s: Shapes, device: Backend) -> Case:
@@ -206,8 +217,8 @@ def _moe_down(s: Shapes, device: Backend) -> Case:
     all_picks = padded(mx.argsort(normal(s.batch, count), axis=-1)[:, : s.top_k].reshape(-1).astype(mx.int32))
     all_shares = padded(mx.softmax(normal(s.batch, s.top_k), axis=-1).reshape(-1))
     hs, xs = normal(s.batch, s.top_k, 8, s.inner // 32, 4), normal(s.batch, s.hidden)
-    halves = pack_activation(normal(s.top_k, s.inner))
-    mx.eval(picks, shares, all_picks, all_shares, halves)
+    halves, all_halves = (pack_activation(normal(each * s.top_k, s.inner)) for each in (1, s.batch))
+    mx.eval(picks, shares, all_picks, all_shares, halves, all_halves)
 
     def run(backend: Backend) -> Sequence[mx.array]:
         return [moe.moe_down(h, picks, shares, weights, x, backend=backend)]
@@ -221,9 +232,11 @@ def _moe_down(s: Shapes, device: Backend) -> Case:
     def packed(backend: Backend) -> Sequence[mx.array]:
         return [moe.moe_down(halves, picks, shares, weights, x, backend=backend)]
 
-    fits = _fits_halves(s, device)
-    halved = packed if fits else None
-    return Case(moe.DOWN, run, expert_bytes(weights, s.top_k), EXACT, stock, batch, halved, halved)
+    def all_packed(backend: Backend) -> Sequence[mx.array]:
+        return [*packed(backend), moe.moe_down(all_halves, all_picks, all_shares, weights, xs, backend=backend)]
+
+    least = expert_bytes(weights, s.top_k)
+    return Case(moe.DOWN, run, least, EXACT, stock, batch, *_packed(s, device, packed, all_packed))
 
 
 def _head(s: Shapes, _backend: Backend) -> Case:

@@ -26,6 +26,8 @@ from mlx_gptoss.weights import Experts
 GATE_UP = "moe_gate_up"
 DOWN = "moe_down"
 SUMS_PER_SIMDGROUP = 32
+PICKS_PER_SIMDGROUP = 32
+"""Of several sequences: a lane has one."""
 POWERS_OF_TWO = (1, 2, 4, 8, 16)
 _ACTIVATIONS = (mx.float32, mx.float16)
 
@@ -42,22 +44,35 @@ def _staged(
     return rows if 32 * rows.unroll >= columns // chunk_values(weight_format) else None
 
 
-def fits_halves(columns: int, inner: int, top_k: int, tuning: Tuning) -> bool:
-    """Whether, with this tuning, experts [2 inner, columns] and [N, inner] take one sequence's activations packed."""
+def fits_halves(columns: int, inner: int, top_k: int, tuning: Tuning, batch: int = 1) -> bool:
+    """Whether, with this tuning, experts [2 inner, columns] and [N, inner] take the activations of `batch` sequences
+    packed."""
+    if not tuning.halves:
+        return False
+    if batch > 1:
+        gate_up, down = tuning.gate_up_several, tuning.down_several
+        return _takes_several(gate_up, columns, top_k, batch, 2) and _takes_several(down, inner, top_k, batch, 1)
     room, down = tuning.staged_bytes, tuning.down_alone
     return (
-        tuning.halves
-        and _staged(tuning.gate_up_alone, MXFP4, columns, 1, True, room) is not None
+        _staged(tuning.gate_up_alone, MXFP4, columns, 1, True, room) is not None
         and _staged(down, MXFP4, inner, top_k, True, room) is not None
         and down is not None
         and down.share == 1
     )
 
 
-def takes_halves(gate_up: Experts, down: Experts, top_k: int, tuning: Tuning) -> bool:
-    """Whether the experts of one sequence are to get their activations packed (see `pack_activation`)."""
+def _takes_several(rows: Rows | None, columns: int, top_k: int, batch: int, ends: int) -> bool:
+    """Whether `rows` are whole blocks of a simdgroup, of which each lane has a pick and ends up to `ends` results."""
+    if rows is None or 32 * rows.unroll < columns // chunk_values(MXFP4):
+        return False
+    results = batch * rows.passes * rows.rows
+    return results <= ends * SUMS_PER_SIMDGROUP and batch * top_k <= PICKS_PER_SIMDGROUP and rows.share == 1
+
+
+def takes_halves(gate_up: Experts, down: Experts, top_k: int, tuning: Tuning, batch: int = 1) -> bool:
+    """Whether the experts of `batch` sequences are to get their activations packed (see `pack_activation`)."""
     packed = gate_up.blocks is not None and down.blocks is not None
-    return packed and fits_halves(gate_up.columns, down.columns, top_k, tuning)
+    return packed and fits_halves(gate_up.columns, down.columns, top_k, tuning, batch)
 
 
 def _alone(
@@ -66,10 +81,24 @@ def _alone(
     """The rows for one sequence, where they serve these weights. Raises KernelError where packed ones have none."""
     alone = _staged(rows, weight_format, columns, count, packed, tuning.staged_bytes)
     if packed and (alone is None or weight_format != MXFP4 or not tuning.halves):
-        raise KernelError(
-            "packed activations do not fit the tuning", expected="see `takes_halves`", got=str(rows), where=kernel
-        )
+        raise _unfit(rows, kernel)
     return alone
+
+
+def _several(
+    rows: Rows | None, weight_format: int, columns: int, top_k: int, batch: int, ends: int, tuning: Tuning, kernel: str
+) -> Rows:
+    """The rows for several packed sequences. Raises KernelError where they do not serve these weights."""
+    fits = tuning.halves and weight_format == MXFP4 and _takes_several(rows, columns, top_k, batch, ends)
+    if rows is None or not fits:
+        raise _unfit(rows, kernel)
+    return rows
+
+
+def _unfit(rows: Rows | None, kernel: str) -> KernelError:
+    return KernelError(
+        "packed activations do not fit the tuning", expected="see `takes_halves`", got=str(rows), where=kernel
+    )
 
 
 def moe_gate_up(
@@ -84,9 +113,9 @@ def moe_gate_up(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The top_k experts of each sequence and their clamped SwiGLU: (h, picks, weights).
 
-    t: permuted activation [S, 8, K/32, 4] float32 or float16, or packed float16 [1, packed_size(K)] (see `router`);
+    t: permuted activation [S, 8, K/32, 4] float32 or float16, or packed float16 [S, packed_size(K)] (see `router`);
     logits: [S, E] float32; gate_up: E matrices [2 I, K], rows gate, linear, gate, ...; params: `model_params`.
-    h: [S, top_k, 8, I/32, 4] in t's dtype, or packed float16 [top_k, packed_size(I)] if t is. picks int32 and weights
+    h: [S, top_k, 8, I/32, 4] in t's dtype, or packed float16 [S top_k, packed_size(I)] if t is. picks int32 and weights
     float32 (the softmax over the chosen logits) are [max(8, S * top_k)], best first in each sequence, ties to the lower
     expert; what lies beyond S * top_k is undefined. Raises KernelError.
     """
@@ -95,7 +124,7 @@ def moe_gate_up(
     packed = t.ndim == 2
     if packed:
         columns = gate_up.columns
-        check_array("t", t, (1, packed_size(columns)), (mx.float16,), GATE_UP)
+        check_array("t", t, (batch, packed_size(columns)), (mx.float16,), GATE_UP)
     else:
         check_array("t", t, (batch, 8, None, 4), _ACTIVATIONS, GATE_UP)
         columns = t.shape[2] * 32
@@ -108,9 +137,13 @@ def moe_gate_up(
         return moe_gate_up_twin(t, logits, gate_up, params, top_k=top_k)
     weights = expert_arguments(gate_up, columns, GATE_UP)
     tuning = tuning or tuning_for(backend.family)
-    chosen = tuning.gate_up_alone if batch == 1 else None
-    alone = _alone(chosen, packed, weights.format, columns, 1, tuning, GATE_UP)
-    rows = alone or tuning.gate_up
+    several = packed and batch > 1
+    if several:
+        rows, alone = _several(tuning.gate_up_several, weights.format, columns, top_k, batch, 2, tuning, GATE_UP), None
+    else:
+        chosen = tuning.gate_up_alone if batch == 1 else None
+        alone = _alone(chosen, packed, weights.format, columns, 1, tuning, GATE_UP)
+        rows = alone or tuning.gate_up
     each = rows.passes * rows.rows
     if rows.rows not in POWERS_OF_TWO or each % 2 or each > SUMS_PER_SIMDGROUP:
         raise KernelError("a simdgroup takes pairs of rows, at most 32 in all", got=str(rows), where=GATE_UP)
@@ -129,19 +162,27 @@ def moe_gate_up(
         ("UNROLL", rows.unroll),
         ("PASSES", rows.passes),
     ]
-    if not packed:
+    if several:
+        template.append(("S", batch))
+    elif not packed:
         kinds = ("A", t.dtype), ("W", weights.weight.dtype), ("Q", weights.scales.dtype)
         template += [*kinds, ("S", batch), ("STAGED", alone is not None)]
     h, picks, shares = backend.launch(
-        load_kernel(f"{GATE_UP}.halves" if packed else GATE_UP),
+        load_kernel(_text(GATE_UP, packed, batch)),
         [t, padded(logits.reshape(-1)), weights.weight, weights.scales, gate_up.bias, params],
         template,
         (groups * threads, batch * top_k, 1),
         (threads, 1, 1),
-        [(top_k, packed_size(inner)) if packed else (batch, top_k, 8, inner // 32, 4), table, table],
+        [(batch * top_k, packed_size(inner)) if packed else (batch, top_k, 8, inner // 32, 4), table, table],
         [t.dtype, mx.int32, mx.float32],
     )
     return h, picks, shares
+
+
+def _text(kernel: str, packed: bool, batch: int) -> str:
+    if not packed:
+        return kernel
+    return f"{kernel}.halves" if batch == 1 else f"{kernel}.batch_halves"
 
 
 def moe_gate_up_twin(
@@ -158,7 +199,7 @@ def moe_gate_up_twin(
     linear = mx.clip(y[..., 1::2], -limit, limit)
     h = gate * mx.sigmoid(alpha * gate) * (linear + 1.0)
     flat = padded(picks.reshape(-1).astype(mx.int32)), padded(shares.reshape(-1))
-    return pack_activation(h[0]) if packed else permute_activation(h).astype(t.dtype), *flat
+    return pack_activation(h.reshape(-1, h.shape[-1])) if packed else permute_activation(h).astype(t.dtype), *flat
 
 
 def moe_down(
@@ -176,12 +217,12 @@ def moe_down(
     h, picks, weights: as `moe_gate_up` gives them, h packed or not; down: E matrices [N, K]; x: residual stream [S, N]
     float32. Raises KernelError.
     """
-    packed = h.ndim == 2
-    batch, top_k = (1, h.shape[0]) if packed else (h.shape[0], h.shape[1])
+    packed, batch = h.ndim == 2, x.shape[0]
+    top_k = h.shape[0] // max(1, batch) if packed else h.shape[1]
     check_batch(batch, DOWN)
     if packed:
         columns = down.columns
-        check_array("h", h, (None, packed_size(columns)), (mx.float16,), DOWN)
+        check_array("h", h, (batch * top_k, packed_size(columns)), (mx.float16,), DOWN)
     else:
         check_array("h", h, (batch, None, 8, None, 4), _ACTIVATIONS, DOWN)
         columns = h.shape[3] * 32
@@ -192,15 +233,21 @@ def moe_down(
         return moe_down_twin(h, picks, weights, down, x)
     arguments = expert_arguments(down, columns, DOWN)
     tuning = tuning or tuning_for(backend.family)
-    chosen = tuning.down_alone if batch == 1 else None
-    alone = _alone(chosen, packed, arguments.format, columns, top_k, tuning, DOWN)
-    rows = alone or tuning.down
+    several = packed and batch > 1
+    if several:
+        rows, alone = _several(tuning.down_several, arguments.format, columns, top_k, batch, 1, tuning, DOWN), None
+    else:
+        chosen = tuning.down_alone if batch == 1 else None
+        alone = _alone(chosen, packed, arguments.format, columns, top_k, tuning, DOWN)
+        rows = alone or tuning.down
     if packed and rows.share > 1:
         raise KernelError("packed activations are not shared out", expected="see `takes_halves`", where=DOWN)
     if rows.simdgroups % rows.share:
         raise KernelError(
             "the simdgroups are whole shares", expected=f"a multiple of {rows.share}", got=str(rows), where=DOWN
         )
+    if batch > 1 and batch * top_k > PICKS_PER_SIMDGROUP:
+        raise KernelError("several sequences have at most 32 picks", got=f"{batch} x {top_k}", where=DOWN)
     if batch * rows.rows > SUMS_PER_SIMDGROUP:
         raise KernelError("a simdgroup writes at most 32 sums", got=f"{batch} x {rows}", where=DOWN)
     if rows.rows not in POWERS_OF_TWO or -(-top_k // rows.share) * rows.rows > SUMS_PER_SIMDGROUP:
@@ -219,11 +266,13 @@ def moe_down(
         ("SIMDGROUPS", rows.simdgroups),
         ("UNROLL", rows.unroll),
     ]
-    if not packed:
+    if several:
+        template.append(("S", batch))
+    elif not packed:
         kinds = ("A", h.dtype), ("W", arguments.weight.dtype), ("Q", arguments.scales.dtype)
         template += [*kinds, ("S", batch), ("SHARE", rows.share), ("STAGED", alone is not None)]
     return backend.launch(
-        load_kernel(f"{DOWN}.halves" if packed else DOWN),
+        load_kernel(_text(DOWN, packed, batch)),
         [h, picks, weights, arguments.weight, arguments.scales, down.bias, x],
         template,
         (groups * threads, 1, 1),
@@ -235,8 +284,10 @@ def moe_down(
 
 def moe_down_twin(h: mx.array, picks: mx.array, weights: mx.array, down: Experts, x: mx.array) -> mx.array:
     """The same in plain mx, float32 throughout."""
-    packed = h.ndim == 2
-    inner = unpack_activation(h, down.columns)[None] if packed else unpermute_activation(h).astype(mx.float32)
+    if h.ndim == 2:
+        inner = unpack_activation(h, down.columns).reshape(x.shape[0], -1, down.columns)
+    else:
+        inner = unpermute_activation(h).astype(mx.float32)
     batch, top_k = inner.shape[:2]
     chosen = picks[: batch * top_k].reshape(batch, top_k)
     shares = weights[: batch * top_k].reshape(batch, top_k, 1)

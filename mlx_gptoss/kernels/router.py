@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.halves import pack_activation, packed_size
 from mlx_gptoss.kernels.layout import (
@@ -36,21 +35,19 @@ def router(
     tuning: Tuning | None = None,
 ) -> tuple[mx.array, mx.array]:
     """The normed activation and logits [S, E] float32. The activation is permuted, [S, 8, K/32, 4] in `dtype` (float32
-    or float16), or `packed` (S = 1) float16 [1, packed_size(K)], see `pack_activation`.
+    or float16), or `packed` float16 [S, packed_size(K)], see `pack_activation`.
 
     x: residual stream [S, K] float32, S = 1..8; norm: [K]; weight: dense [E, K] with bias; params: `model_params`.
     Raises KernelError.
     """
     check_batch(x.shape[0], NAME)
     check_array("x", x, (None, weight.columns), (mx.float32,), NAME)
-    if packed and x.shape[0] > 1:
-        raise KernelError("one activation is packed", got=str(x.shape[0]), where=NAME)
     check_array("norm", norm, (weight.columns,), (mx.float32, mx.bfloat16), NAME)
     if backend.name == "stock" or weight.bias is None or weight.quantized:
         return router_twin(x, norm, weight, params, dtype=dtype, packed=packed)
     arguments = linear_arguments(weight, NAME)
     tuning = tuning or tuning_for(backend.family)
-    rows, batch, columns = tuning.router.for_batch(x.shape[0]), x.shape[0], x.shape[1]
+    rows, batch, columns = tuning.router.for_batch(x.shape[0], steps=2), x.shape[0], x.shape[1]
     threads = 32 * rows.simdgroups
     groups = -(-weight.rows // (rows.simdgroups * rows.rows))
     t, logits = backend.launch(
@@ -73,7 +70,7 @@ def router(
         ],
         (groups * threads, 1, 1),
         (threads, 1, 1),
-        [(1, packed_size(columns)) if packed else (batch, 8, columns // 32, 4), (batch, weight.rows)],
+        [(batch, packed_size(columns)) if packed else (batch, 8, columns // 32, 4), (batch, weight.rows)],
         [mx.float16 if packed else dtype, mx.float32],
     )
     return t, logits

@@ -40,11 +40,14 @@ class Rows:
         rows = min(self.rows, 2) if self.passes == 1 else self.rows
         return dataclasses.replace(self, rows=rows, unroll=max(1, self.unroll // 2))
 
-    def for_batch(self, batch: int) -> Rows:
-        """For several sequences: more rows share each staged activation, fewer steps are in flight."""
+    def for_batch(self, batch: int, *, fewest: int = 1, steps: int | None = None) -> Rows:
+        """For several sequences: more rows share a staged activation (`fewest` of a kernel that takes one alone), and
+        fewer steps are in flight (at most `steps`; None: two, and of more than four sequences one)."""
         if batch == 1:
             return self
-        return dataclasses.replace(self, rows=max(self.rows, 4) if self.rows > 1 else 1, unroll=min(self.unroll, 2))
+        rows = max(self.rows, 4) if self.rows > 1 else fewest
+        steps = steps or (2 if batch <= 4 else 1)
+        return dataclasses.replace(self, rows=rows, unroll=min(self.unroll, steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,12 @@ class Tuning:
     Up to `merge_in_out` parts of a full layer's attention are merged inside the output projection, where every
     threadgroup reads them all; more by a launch of its own (1: always). `gate_up_alone` and `down_alone`: for one
     sequence, whose activations go through threadgroup memory where they fit in `staged_bytes` (None: as for several,
-    where each simdgroup reads its own). `qkv_alone`: for one sequence's dense weights, where its
-    activation fits there whole (None: as for several). `halves`: one sequence's activations come to the expert kernels
-    as packed halves, and products with 4- and 8-bit weights are added up in halves (halves.h) there and, with
-    `qkv_halves` and `out_halves`, in those projections (None: in floats). `truncated_draws`: top-k, top-p and min-p run
-    on the kernels too, not on MLX's sort.
+    where each simdgroup reads its own). `qkv_alone`: for one sequence's dense weights, where its activation fits there
+    whole (None: as for several). `halves`: activations come to the expert kernels as packed halves, and products with
+    MXFP4 weights are added up in halves (halves.h), for one sequence with `gate_up_alone` and `down_alone`, for several
+    with `gate_up_several` and `down_several` (None: in floats); with `qkv_halves` and `out_halves` one sequence's
+    products with 4- and 8-bit weights are, in those projections (None: in floats). `truncated_draws`: top-k, top-p and
+    min-p run on the kernels too, not on MLX's sort.
     """
 
     qkv: Rows = field(default_factory=lambda: Rows(2, 8, 4))
@@ -83,6 +87,8 @@ class Tuning:
     out_halves: Rows | None = None
     gate_up_alone: Rows | None = None
     down_alone: Rows | None = None
+    gate_up_several: Rows | None = None
+    down_several: Rows | None = None
     head: Rows = field(default_factory=lambda: Rows(4, 8, 2, passes=4))
     full: Attention = field(default_factory=lambda: Attention(4, 2))
     sliding: Attention = field(default_factory=lambda: Attention(8, 4))
@@ -115,12 +121,14 @@ TUNINGS: Mapping[str, Tuning] = {
         out=Rows(1, 8, 8),
         router=Rows(1, 4, 6),
         gate_up=Rows(4, 1, 3, passes=4),
-        down=Rows(2, 4, 1, share=4),
+        down=Rows(4, 8, 1, share=8),
         qkv_alone=Rows(4, 10, 2, stagers=8),
         qkv_halves=Rows(2, 20, 2, stagers=8),
         out_halves=Rows(1, 12, 4),
         gate_up_alone=Rows(1, 10, 3, passes=6),
         down_alone=Rows(1, 11, 3),
+        gate_up_several=Rows(2, 4, 3, passes=4),
+        down_several=Rows(1, 4, 3),
         head=Rows(2, 8, 12, passes=4),
         full=Attention(12, 4, split_keys=64, max_parts=16),
         sliding=Attention(16, 4),

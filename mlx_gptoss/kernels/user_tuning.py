@@ -24,7 +24,15 @@ _MOST = {"rows": 16, "simdgroups": 32, "unroll": 16, "share": 32, "passes": 32, 
 """What a simdgroup's registers and a threadgroup hold."""
 _STAGED_BYTES = 30_720
 """Of the 32 KB of threadgroup memory that every GPU has; sums need the rest."""
-OPTIONAL = ("qkv_alone", "qkv_halves", "out_halves", "gate_up_alone", "down_alone")
+OPTIONAL = (
+    "qkv_alone",
+    "qkv_halves",
+    "out_halves",
+    "gate_up_alone",
+    "down_alone",
+    "gate_up_several",
+    "down_several",
+)
 """Fields of Tuning that may be None."""
 _HINT = "Delete the file, or run `mlx-gptoss bench --tune` again."
 

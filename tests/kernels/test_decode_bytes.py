@@ -125,19 +125,22 @@ def down(count: int) -> Counted:
     return backend, of_experts(weights, 4) + nbytes(h, x, y) + 32
 
 
-def gate_up_in_halves(count: int) -> Counted:
+def gate_up_in_halves(count: int, batch: int = 1) -> Counted:
     rng, backend = np.random.default_rng(5), bench("h100")
-    weights, t, logits = experts(rng, count, 2 * 96, H), pack_activation(floats(rng, 1, H)), floats(rng, 1, count)
+    weights, t = experts(rng, count, 2 * 96, H), pack_activation(floats(rng, batch, H))
+    logits = floats(rng, batch, count)
     out = moe.moe_gate_up(t, logits, weights, PARAMS, top_k=4, backend=backend)
-    return backend, of_experts(weights, 4) + nbytes(t, logits, *out)
+    used = len(set(np.array(out[1][: 4 * batch]).tolist()))
+    return backend, of_experts(weights, used) + nbytes(t, logits, *out)
 
 
-def down_in_halves(count: int) -> Counted:
+def down_in_halves(count: int, batch: int = 1) -> Counted:
     rng, backend = np.random.default_rng(6), bench("h100")
-    weights, h, x = experts(rng, count, 132, H), pack_activation(floats(rng, 4, H)), floats(rng, 1, 132)
-    picks, shares = mx.array([3, 1, 7, 0, 0, 0, 0, 0], dtype=mx.int32), mx.full((8,), 0.25)
-    y = moe.moe_down(h, picks, shares, weights, x, backend=backend)
-    return backend, of_experts(weights, 4) + nbytes(h, x, y) + 32
+    weights, h, x = experts(rng, count, 132, H), pack_activation(floats(rng, 4 * batch, H)), floats(rng, batch, 132)
+    chosen = np.concatenate([rng.permutation(count)[:4] for _ in range(batch)])
+    picks = mx.array(np.resize(chosen, max(8, 4 * batch)).astype(np.int32))
+    y = moe.moe_down(h, picks, mx.full(picks.shape, 0.25), weights, x, backend=backend)
+    return backend, of_experts(weights, len(set(chosen.tolist()))) + nbytes(h, x, y) + 32 * batch
 
 
 def full(n_main: int, n_tail: int, parts: int | None) -> Counted:
@@ -181,6 +184,9 @@ CASES: dict[str, Callable[[], Counted]] = {
     "router-packed": lambda: router_logits(32, 1, packed=True),
     "moe_gate_up-h100": lambda: gate_up_in_halves(32),
     "moe_down-h100": lambda: down_in_halves(32),
+    "router-packed-batch": lambda: router_logits(32, 8, packed=True),
+    "moe_gate_up-h100-batch": lambda: gate_up_in_halves(8, 8),
+    "moe_down-h100-batch": lambda: down_in_halves(8, 8),
     "qkv_rope-batch": lambda: qkv_rope("bf16", 8),
     "attention_out-batch": lambda: out_projection("q8", 5),
     "attention_out-parts": lambda: out_of_parts(8),

@@ -219,6 +219,71 @@ def test_halves_of_every_size_multiply_alike() -> None:
         assert float(mx.abs(unpack_activation(inner, 32) - unpack_activation(want, 32)).max()) <= 56 * 2e-3
 
 
+SEVERAL = Tuning(gate_up_several=Rows(2, 2, 1, passes=2), down_several=Rows(1, 2, 1), halves=True)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inner", "top_k", "batch", "gate_up_rows", "down_rows"),
+    [
+        (1088, 96, 4, 3, Rows(2, 5, 2, passes=4), Rows(4, 3, 1)),  # the last simdgroups have fewer rows, or none
+        (160, 256, 4, 8, Rows(4, 3, 1, passes=2), Rows(2, 4, 1)),
+        (96, 128, 3, 2, Rows(1, 2, 2, passes=2), Rows(1, 6, 1)),
+        (1056, 32, 1, 5, Rows(1, 3, 2, passes=6), Rows(1, 8, 3)),
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_several_sequences_in_halves(
+    hidden: int, inner: int, top_k: int, batch: int, gate_up_rows: Rows, down_rows: Rows, shared: bool
+) -> None:
+    """Experts that differ, and (`shared`) the same for all sequences: each one's rows are read once."""
+    rng = np.random.default_rng(hidden)
+    gate_up, down = experts(rng, 40, 2 * inner, hidden), experts(rng, 40, 97, inner)
+    t, x = pack_activation(floats(rng, batch, hidden)), floats(rng, batch, 97)
+    logits = floats(rng, batch, 40)
+    logits = mx.repeat(logits[:1], batch, axis=0) if shared else logits
+    tuning = Tuning(gate_up_several=gate_up_rows, down_several=down_rows, halves=True)
+    assert takes_halves(gate_up, down, top_k, tuning, batch)
+    backend = BenchBackend(count_bytes=True)
+    got = moe_gate_up(t, logits, gate_up, PARAMS, top_k=top_k, backend=backend, tuning=tuning)
+    want = moe_gate_up_twin(t, logits, gate_up, PARAMS, top_k=top_k)
+    assert np.array_equal(table(got[1], batch, top_k), table(want[1], batch, top_k))
+    close(got[2][: batch * top_k], want[2][: batch * top_k])
+    assert got[0].shape == want[0].shape
+    close(unpack_activation(got[0], inner), unpack_activation(want[0], inner), HALVES)
+    close(moe_down(*want, down, x, backend=backend, tuning=tuning), moe_down_twin(*want, down, x), HALVES)
+    distinct = len(np.unique(table(want[1], batch, top_k)))
+    for result, matrix in zip(backend.results, (gate_up, down), strict=True):
+        assert matrix.blocks is not None
+        # The last simdgroup's rows beyond the end are its last row again.
+        again = 97 % down_rows.rows and down_rows.rows - 97 % down_rows.rows if matrix is down else 0
+        rows = matrix.rows + again
+        assert result.bytes_read["weight"] == distinct * rows * matrix.columns // 2
+        assert result.bytes_read["scales"] == distinct * rows * matrix.columns // 32
+
+
+def test_not_a_number_stays_with_its_sequence() -> None:
+    rng = np.random.default_rng(13)
+    down, h = experts(rng, 3, 33, 64), floats(rng, 4, 64)
+    h[2, 40] = mx.nan
+    picks, shares = mx.array([0, 1, 1, 0, 0, 0, 0, 0], dtype=mx.int32), mx.ones((8,))
+    y = moe_down(
+        pack_activation(h), picks, shares, down, mx.zeros((2, 33)), backend=BenchBackend(), tuning=SEVERAL
+    )  # fmt: skip
+    assert bool(mx.isfinite(y[0]).all())
+    assert bool(mx.isnan(y[1]).all())
+
+
+def test_more_picks_than_lanes_are_refused() -> None:
+    rng = np.random.default_rng(14)
+    down, x = experts(rng, 9, 33, 32), mx.zeros((7, 33))
+    picks, shares = mx.zeros((35,), mx.int32), mx.ones((35,))
+    assert not takes_halves(experts(rng, 9, 64, 64), down, 5, SEVERAL, 7)
+    with pytest.raises(KernelError, match="at most 32 picks"):
+        moe_down(floats(rng, 7, 5, 8, 1, 4), picks, shares, down, x, backend=BenchBackend(), tuning=Tuning())
+    with pytest.raises(KernelError, match="do not fit the tuning"):
+        moe_down(pack_activation(floats(rng, 35, 32)), picks, shares, down, x, backend=BenchBackend(), tuning=SEVERAL)
+
+
 def test_not_a_number_comes_through_packed_activations() -> None:
     rng = np.random.default_rng(6)
     down, h = experts(rng, 1, 33, 64), floats(rng, 1, 64)

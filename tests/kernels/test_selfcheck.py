@@ -44,6 +44,8 @@ HALVES_TUNING = packaged_tuning("bench").having(
     halves=True,
     gate_up_alone=Rows(1, 2, 2, passes=2),
     down_alone=Rows(1, 2, 1),
+    gate_up_several=Rows(2, 2, 2, passes=2),
+    down_several=Rows(1, 2, 1),
     qkv_halves=Rows(2, 2, 2, stagers=1),
     out_halves=Rows(1, 2, 2),
 )

@@ -106,16 +106,19 @@ def test_dense_experts_have_a_stand_in() -> None:
     assert_close(logits_of(model), logits_of(stock), 1e-3)
 
 
-@pytest.mark.parametrize("off", [{"router"}, {"moe_gate_up"}, {"moe_down"}, {"moe_gate_up", "moe_down"}])
-def test_stand_ins_take_and_give_packed_activations(off: set[str]) -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("off", [set(), {"router"}, {"moe_gate_up"}, {"moe_down"}, {"moe_gate_up", "moe_down"}])
+def test_stand_ins_take_and_give_packed_activations(off: set[str], rows: int) -> None:
     stock, _ = reference(mx.float32)
     backend = BenchBackend(guard="fast")
-    base = packaged_tuning(backend.family)
-    halves = base.having(halves=True, gate_up_alone=Rows(1, 2, 1, passes=2), down_alone=Rows(1, 2, 1))
+    one, pairs = Rows(1, 2, 1), Rows(1, 2, 1, passes=2)
+    halves = packaged_tuning(backend.family).having(
+        halves=True, gate_up_alone=pairs, down_alone=one, gate_up_several=pairs, down_several=one
+    )
     model = FusedModel(stock.config, stock.weights, backend, stock.dtype, stock=stock, off=off)
-    assert takes_halves(stock.weights.layers[0].gate_up, stock.weights.layers[0].down, 2, halves)
+    assert takes_halves(stock.weights.layers[0].gate_up, stock.weights.layers[0].down, 2, halves, rows)
     with on_trial(backend.family, halves):
-        assert_close(logits_of(model), logits_of(stock), 5e-3)
+        assert_close(logits_of(model, rows), logits_of(stock, rows), 5e-3)
 
 
 def test_unknown_kernels_are_refused_and_some_chips_prefer_mlx() -> None:
