@@ -13,6 +13,9 @@ import numpy as np
 from mlx_gptoss.weights import Experts, Linear, LinearFormat
 
 REPEATS = 7
+FEWEST_COPIES = 6
+CACHE_BYTES = 50 << 20
+"""The largest cache of the GPUs that this is run on, an H100's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,11 @@ def gpu_us(step: Callable[[int, mx.array], mx.array], start: mx.array, short: in
     run(4), run(short), run(long)
     slopes = [(run(long) - run(short)) / (long - short) for _ in range(REPEATS)]
     return statistics.median(slopes) * 1e6
+
+
+def copies_beyond_cache(nbytes: int) -> int:
+    """How many arrays of `nbytes` take turns so that none is still in a cache when its turn comes."""
+    return max(FEWEST_COPIES, -(-2 * CACHE_BYTES // nbytes))
 
 
 def copy_ceiling() -> float:

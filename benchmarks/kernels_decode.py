@@ -5,9 +5,9 @@
     python -m benchmarks.kernels_decode --json results.json
 
 A time is the slope between two lengths of a chain of dependent launches, from the moment the host has handed over the
-chain until its result is there: the GPU's own time, launch gaps included. Six copies of the weights take turns (four of
-120b's experts), more than a cache holds of all but the small ones. GB/s counts the bytes that must be read and written;
-the ceiling is this GPU's own copy, the floor a kernel that only reads as many bytes.
+chain until its result is there: the GPU's own time, launch gaps included. Six copies of the weights or more take turns
+(four of 120b's experts), more than a cache holds of all but the router's and the sliding layers'. GB/s counts the bytes
+that must be read and written; the ceiling is this GPU's own copy, the floor a kernel that only reads as many bytes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import numpy as np
 
 from benchmarks.chain import (
     Timed,
+    copies_beyond_cache,
     copy_ceiling,
     error_of,
     gpu_us,
@@ -53,7 +54,7 @@ from mlx_gptoss.kernels.draws import Draws
 from mlx_gptoss.kernels.halves import pack_activation, unpack_activation
 from mlx_gptoss.kernels.layout import model_params, permute_activation, unpermute_activation
 from mlx_gptoss.kernels.tuning import Attention, Rows, Tuning, tuning_for
-from mlx_gptoss.weights import Experts, LinearFormat
+from mlx_gptoss.weights import Experts, Linear, LinearFormat
 
 HIDDEN, INNER, HEADS, KV_HEADS, TOP_K, VOCAB, VALID = 2880, 2880, 64, 8, 4, 201_088, 200_014
 PARAMS = (1e-5, 7.0, 1.702)
@@ -68,6 +69,12 @@ def experts_of(count: int, copies: int) -> tuple[list[Experts], list[Experts]]:
     return gate_ups, [random_experts(count, HIDDEN, INNER) for _ in range(copies)]
 
 
+def random_linears(rows: int, columns: int, fmt: LinearFormat) -> list[Linear]:
+    """As many as take turns."""
+    first = random_linear(rows, columns, fmt)
+    return [first, *(random_linear(rows, columns, fmt) for _ in range(1, copies_beyond_cache(linear_bytes(first))))]
+
+
 @dataclass(slots=True)
 class Bench:
     """Runs the cases on one back end."""
@@ -77,15 +84,14 @@ class Bench:
     stock: bool = True
 
     def qkv(self, fmt: LinearFormat, batch: int = 1) -> Timed:
-        rows = (HEADS + 2 * KV_HEADS) * 64
-        weights = [random_linear(rows, HIDDEN, fmt) for _ in range(COPIES)]
+        weights = random_linears((HEADS + 2 * KV_HEADS) * 64, HIDDEN, fmt)
         norm = mx.random.normal((HIDDEN,)).astype(mx.bfloat16)
         rope, params = mx.random.normal((batch, 64)), model_params(*PARAMS)
         x = mx.random.normal((batch, HIDDEN))
 
         def call(i: int, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
             return qkv.qkv_rope(
-                x, norm, weights[i % COPIES], rope, params,
+                x, norm, weights[i % len(weights)], rope, params,
                 heads=HEADS, kv_heads=KV_HEADS, dtype=mx.bfloat16, backend=self.backend, tuning=self.tuning,
             )  # fmt: skip
 
@@ -96,22 +102,24 @@ class Bench:
         stock = 0.0
         if self.stock:
             stock = gpu_us(
-                lambda i, x: stock_project(mx.fast.rms_norm(x, norm, 1e-5), weights[i % COPIES])[:, :HIDDEN], x
+                lambda i, x: stock_project(mx.fast.rms_norm(x, norm, 1e-5), weights[i % len(weights)])[:, :HIDDEN], x
             )
         return Timed("qkv_rope", f"{fmt} S={batch}", us, linear_bytes(weights[0]) / 1e6, error, stock)
 
     def out(self, fmt: LinearFormat, batch: int = 1) -> Timed:
-        weights = [random_linear(HIDDEN, HEADS * 64, fmt) for _ in range(COPIES)]
+        weights = random_linears(HIDDEN, HEADS * 64, fmt)
         a, x = mx.random.normal((batch, HEADS * 64)), mx.random.normal((batch, HIDDEN))
 
         def call(i: int, x: mx.array) -> mx.array:
-            return attention_out.attention_out(a, weights[i % COPIES], x, backend=self.backend, tuning=self.tuning)
+            return attention_out.attention_out(
+                a, weights[i % len(weights)], x, backend=self.backend, tuning=self.tuning
+            )
 
         error = error_of(call(0, x), attention_out.attention_out_twin(a, weights[0], x))
         us = gpu_us(call, x)
         stock = 0.0
         if self.stock:
-            stock = gpu_us(lambda i, x: x + stock_project(waiting(a, x), weights[i % COPIES]), x)
+            stock = gpu_us(lambda i, x: x + stock_project(waiting(a, x), weights[i % len(weights)]), x)
         return Timed("attention_out", f"{fmt} S={batch}", us, linear_bytes(weights[0]) / 1e6, error, stock)
 
     def out_of_parts(self, parts: int, *, inside: bool) -> Timed:

@@ -11,6 +11,7 @@ from functools import partial
 
 import mlx.core as mx
 
+from benchmarks.chain import copies_beyond_cache
 from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.source import parse_kernel
 
@@ -18,7 +19,6 @@ NAME = "read_floor"
 SHAPES = ((1, 1024, 8), (2, 512, 8), (4, 256, 8), (4, 512, 4))
 """Threadgroups for each of CORES, threads of one, 16-byte reads in flight a lane."""
 CORES = 132  # an H100's; a Mac has fewer, and takes the threadgroups in turns
-COPIES = 6
 TEXT = """
 #include <metal_stdlib>
 using namespace metal;
@@ -62,10 +62,11 @@ template <int COUNT, int THREADS, int GROUPS, int UNROLL, bool ONCE>
 def read_floor_us(
     megabytes: float, backend: Backend, timed: Callable[[Callable[[int, mx.array], mx.array], mx.array], float]
 ) -> float:
-    """Microseconds to read `megabytes` (10^6 bytes), rotating through COPIES arrays; `timed(step, start)` times a chain
-    of `step(i, x) -> x`."""
+    """Microseconds to read `megabytes` (10^6 bytes), rotating through arrays that no cache holds; `timed(step, start)`
+    times a chain of `step(i, x) -> x`."""
     count = int(megabytes * 1e6) // 16
-    arrays = [mx.random.randint(0, 2**31 - 1, (4 * count,)).astype(mx.uint32) for _ in range(COPIES)]
+    copies = copies_beyond_cache(16 * count)
+    arrays = [mx.random.randint(0, 2**31 - 1, (4 * count,)).astype(mx.uint32) for _ in range(copies)]
     x = mx.zeros((8,))
     mx.eval(arrays, x)
     kernel = parse_kernel(NAME, {f"{NAME}.metal": TEXT})
@@ -73,7 +74,7 @@ def read_floor_us(
     def call(groups: int, threads: int, unroll: int, once: bool, i: int, x: mx.array) -> mx.array:
         return backend.launch(
             kernel,
-            [arrays[i % COPIES], x],
+            [arrays[i % copies], x],
             [("COUNT", count), ("THREADS", threads), ("GROUPS", groups), ("UNROLL", unroll), ("ONCE", once)],
             (groups * threads, 1, 1),
             (threads, 1, 1),

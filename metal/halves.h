@@ -17,6 +17,28 @@ METAL_FUNC void unpack_pairs(const thread uint* w, int piece, uint lane, thread 
     for (int i = 0; i < 4; ++i) {
       v[i] = as_type<half2>(and_or(w[piece] >> (4 * i), 0x000f000fu, 0x64006400u)) - half2(half(1032.0f));
     }
+  } else if (FORMAT == FORMAT_Q6) {
+    // Values 0 .. 7 fill 48 bits, 8 .. 15 the next 48: sixteen of the one and of the other make a word of pairs.
+    uint a = (w[0] & 0x0000ffffu) | (w[1] & 0xffff0000u);
+    uint b = (w[0] >> 16) | (w[2] << 16);
+    uint c = (w[1] & 0x0000ffffu) | (w[2] & 0xffff0000u);
+    uint one = 0x64006400u;
+    uint pairs[4];
+    if (piece == 0) {
+      pairs[0] = and_or(a, 0x003f003fu, one);
+      pairs[1] = and_or(a >> 6, 0x003f003fu, one);
+      pairs[2] = and_or(a >> 12, 0x000f000fu, and_or(b << 4, 0x00300030u, one));
+      pairs[3] = and_or(b >> 2, 0x003f003fu, one);
+    } else {
+      pairs[0] = and_or(b >> 8, 0x003f003fu, one);
+      pairs[1] = and_or(b >> 14, 0x00030003u, and_or(c << 2, 0x003c003cu, one));
+      pairs[2] = and_or(c >> 4, 0x003f003fu, one);
+      pairs[3] = and_or(c >> 10, 0x003f003fu, one);
+    }
+#pragma clang loop unroll(full)
+    for (int i = 0; i < 4; ++i) {
+      v[i] = as_type<half2>(pairs[i]) - half2(half(1056.0f));
+    }
   } else {
 #pragma clang loop unroll(full)
     for (int i = 0; i < 4; ++i) {

@@ -25,9 +25,19 @@ METAL_FUNC void pack8(float4 low, float4 high, int unit, bool writes, threadgrou
   }
   low = low * halves_up(FORMAT, exponent);
   high = high * halves_up(FORMAT, exponent);
+  if (FORMAT == FORMAT_Q6) {
+    // Two lanes have a chunk: the even one gets values 8 .. 11 beside its 0 .. 3, the odd one 4 .. 7 beside its 12 .. 15.
+    bool odd = unit % 2 == 1;
+    float4 give = odd ? low : high;
+    float4 got = float4(
+        simd_shuffle_xor(give.x, ushort(1)), simd_shuffle_xor(give.y, ushort(1)), simd_shuffle_xor(give.z, ushort(1)),
+        simd_shuffle_xor(give.w, ushort(1)));
+    low = odd ? got : low;
+    high = odd ? high : got;
+  }
   if (writes) {
     uint4 v;
-    if (halves_of_nibbles(FORMAT)) {
+    if (halves_of_nibbles(FORMAT) || FORMAT == FORMAT_Q6) {
       v = uint4(two_halves(low.x, high.x), two_halves(low.y, high.y), two_halves(low.z, high.z), two_halves(low.w, high.w));
     } else {
       v = uint4(two_halves(low.x, low.z), two_halves(low.y, low.w), two_halves(high.x, high.z), two_halves(high.y, high.w));

@@ -57,6 +57,7 @@ def attention_out(
     tile = tile_chunks(weights.format, out.columns, batch, tuning.staged_bytes)
     whole = batch == 1 and tile == out.columns // chunk_values(weights.format)
     in_halves = tuning.out_halves if whole and tuning.halves and weights.format in HALVES_FORMATS else None
+    in_halves = in_halves and in_halves.in_halves(out.bits)
     rows = in_halves or tuning.out.for_weights(out.quantized).for_batch(batch, fewest=2)
     threads = 32 * rows.simdgroups
     groups = -(-out.rows // (rows.simdgroups * rows.rows))

@@ -26,7 +26,7 @@ def packed_linears(rows: int, columns: int) -> tuple[Linear, ...]:
     plain = linear(rows, columns)
     made = [quantized(plain, "mxfp8", 8, 32, "mxfp8")]
     if columns % 64 == 0:
-        made += [quantized(plain, "q8", 8, 64), quantized(plain, "q4", 4, 64)]
+        made += [quantized(plain, "q8", 8, 64), quantized(plain, "q6", 6, 64), quantized(plain, "q4", 4, 64)]
     mx.eval([one.weight for one in made])
     return tuple(made)
 

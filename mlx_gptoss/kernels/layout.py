@@ -18,7 +18,7 @@ PART = 68
 
 _FORMATS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16, "f32": 32, "mxfp8": 108}
 MXFP4 = 104
-HALVES_FORMATS = frozenset((4, 8, 108))
+HALVES_FORMATS = frozenset((4, 6, 8, 108))
 """Formats of dense matrices whose products with one activation may be added up in halves (metal/halves.h)."""
 
 

@@ -53,6 +53,7 @@ def qkv_rope(
     tile = tile_chunks(weights.format, columns, batch, tuning.staged_bytes)
     whole = batch == 1 and tile == columns // chunk_values(weights.format)
     in_halves = tuning.qkv_halves if whole and tuning.halves and weights.format in HALVES_FORMATS else None
+    in_halves = in_halves and in_halves.in_halves(qkv.bits)
     alone = in_halves or (tuning.qkv_alone if whole and not qkv.quantized else None)
     rows = alone or tuning.qkv.for_weights(qkv.quantized).for_batch(batch)
     stagers = rows.stagers if whole else 0

@@ -40,6 +40,10 @@ class Rows:
         rows = min(self.rows, 2) if self.passes == 1 else self.rows
         return dataclasses.replace(self, rows=rows, unroll=max(1, self.unroll // 2))
 
+    def in_halves(self, bits: int) -> Rows:
+        """For products of dense weights in halves: a step of 4-bit weights holds twice as many values."""
+        return dataclasses.replace(self, unroll=max(1, self.unroll // 2)) if bits == 4 else self
+
     def for_batch(self, batch: int, *, fewest: int = 1, steps: int | None = None) -> Rows:
         """For several sequences: more rows share a staged activation (`fewest` of a kernel that takes one alone), and
         fewer steps are in flight (at most `steps`; None: two, and of more than four sequences one)."""

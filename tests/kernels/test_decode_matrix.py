@@ -89,7 +89,8 @@ def test_qkv_rope_without_a_pause(fmt: LinearFormat, columns: int, batch: int, r
 
 
 @pytest.mark.parametrize(
-    ("fmt", "halves"), [("f32", False), ("bf16", False), ("q8", True), ("mxfp8", True), ("q4", True)]
+    ("fmt", "halves"),
+    [("f32", False), ("bf16", False), ("q8", True), ("mxfp8", True), ("q6", True), ("q4", True)],
 )
 @pytest.mark.parametrize(
     ("columns", "rows"),
@@ -114,7 +115,7 @@ def test_qkv_whose_activation_others_bring(fmt: LinearFormat, halves: bool, colu
 
 
 @pytest.mark.parametrize("power", [-30, 0, 30])
-@pytest.mark.parametrize("fmt", ["q8", "mxfp8", "q4"])
+@pytest.mark.parametrize("fmt", ["q8", "mxfp8", "q6", "q4"])
 def test_halves_of_dense_weights_neither_overflow_nor_vanish(fmt: LinearFormat, power: int) -> None:
     """The largest weights against the largest activations, all of one sign, and one activation far above the others."""
     rng = np.random.default_rng(power + 40)

@@ -65,7 +65,7 @@ def test_packed_projections_agree_with_their_twins(fmt: LinearFormat, batch: int
     weight = linear(rng, 80 * 64, 2880, fmt, 64 if fmt[0] == "q" else 32)
     got = qkv.qkv_rope(x, norm, weight, rope, PARAMS, **shape, backend=backend)
     tuning = tuning_for(backend.family)
-    halves = tuning.halves and batch == 1 and fmt != "q6"
+    halves = tuning.halves and batch == 1
     for g, w in zip(got, qkv.qkv_rope_twin(x, norm, weight, rope, PARAMS, **shape), strict=True):
         close(g, w, HALVES if halves and tuning.qkv_halves else 1e-4)
     weight = linear(rng, 2880, 4096, fmt, 64 if fmt[0] == "q" else 32)
