@@ -46,7 +46,7 @@ def gpu_us(step: Callable[[int, mx.array], mx.array], start: mx.array, short: in
     """Microseconds of one `step(i, x) -> x` in a dependent chain.
 
     The clock stops when the result is there. `mx.synchronize` comes back later, when MLX has also let go of every array
-    of the chain, which takes it up to a microsecond a launch.
+    of the chain, which takes it up to two microseconds a launch.
     """
 
     def run(count: int) -> float:

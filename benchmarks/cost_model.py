@@ -67,7 +67,7 @@ class Kernel:
     us: float
 
 
-H100_READS = (Kernel(17.6, 7.6), Kernel(23.6, 9.4), Kernel(29.5, 11.2), Kernel(35.3, 13.1), Kernel(1158, 367))
+H100_READS = (Kernel(17.6, 7.1), Kernel(23.6, 9.4), Kernel(29.5, 11.1), Kernel(35.3, 12.8), Kernel(1158, 367))
 
 
 @dataclass(frozen=True, slots=True)

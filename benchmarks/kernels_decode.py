@@ -5,9 +5,10 @@
     python -m benchmarks.kernels_decode --json results.json
 
 A time is the slope between two lengths of a chain of dependent launches, from the moment the host has handed over the
-chain until its result is there: the GPU's own time, launch gaps included. Six copies of the weights or more take turns
-(four of 120b's experts), more than a cache holds of all but the router's and the sliding layers'. GB/s counts the bytes
-that must be read and written; the ceiling is this GPU's own copy, the floor a kernel that only reads as many bytes.
+chain until its result is there: the GPU's own time, launch gaps included. Copies of weights and caches take turns,
+more than a cache holds (but for the router, sliding layers and short contexts, which are small, and the head, which is
+large). GB/s counts the bytes that must be read and written; the ceiling is this GPU's own copy, the floor a kernel that
+only reads as many bytes.
 """
 
 from __future__ import annotations
@@ -406,7 +407,7 @@ def tune(backend: Backend, budget_s: float) -> Tuning:
     search("gate_up_alone", [None, *alone], lambda bench: next(iter(bench.experts(32))).us)
     alone = [Rows(r, s, 3, share=g) for r, s, g in ((2, 11, 1), (1, 22, 1), (2, 22, 2), (1, 11, 1), (2, 12, 1))]
     search("down_alone", [None, *alone], lambda bench: list(bench.experts(32))[1].us)
-    if best.halves:
+    if best.gate_up_several and best.down_several:
         several = [Rows(r, s, 3, passes=p) for r, p in ((1, 6), (1, 8), (2, 3), (2, 4)) for s in (4, 8)]
         search("gate_up_several", [None, *several], lambda bench: next(iter(bench.experts(32, 8))).us)
         several = [Rows(r, s, 3) for r in (1, 2) for s in (4, 8, 11, 22)]

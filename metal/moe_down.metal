@@ -3,9 +3,9 @@
 //              (MXFP4: u32 [E, N, K/8] and scales u8 [E, N, K/32]; or bf16); bias [E, N]; x, y [S, N] f32.
 // grid         ceil(N / (GROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads, SIMDGROUPS = GROUPS * SHARE: GROUPS groups of rows, and SHARE simdgroups that
-//              share out the experts of each. ROWS is 1, 2, 4, 8 or 16; S * ROWS and, if S > 1, S * TOPK are at
-//              most 32. With STAGED (one
-//              activation, SHARE at most TOPK, 32 UNROLL lanes take a row) h goes through threadgroup memory.
+//              share out the experts of each. ROWS is 1, 2, 4, 8 or 16; S * ROWS and, if S > 1, S * TOPK are at most 32.
+//              With STAGED (one activation, SHARE at most TOPK, 32 UNROLL lanes take a row) h goes through threadgroup
+//              memory.
 // bytes        the rows of each distinct expert once from memory, again from cache for each further activation that chose
 //              it; h from cache.
 // why          the experts meet in a simdgroup's registers and in threadgroup memory, so their sum needs no launch, no

@@ -1,5 +1,4 @@
-// computes     moe_gate_up of several packed activations: the TOPK best experts of each with their softmax, and of each
-//              h = swiglu(W t + b).
+// computes     moe_gate_up of several packed activations: each one's TOPK best experts, and h = swiglu(W t + b).
 // shapes       t [S, 8 halves_size(K/32)] f16, packed (packed.h); logits [S, E] f32; weight u32 [E, 2 I, K/8] and scales
 //              u8 [E, 2 I, K/32], MXFP4, rows gate, linear, gate, ...; bias [E, 2 I]; params f32 [8], [1] the clamp, [2]
 //              alpha; h [S TOPK, 8 halves_size(I/32)] f16, packed; picks i32 and weights f32 [>= S TOPK], best first.

@@ -1,7 +1,7 @@
 // Activations packed as halves, for products in halves (halves.h).
 //
 // Each block of 32 values is brought to where sums of halves have most room by a power of two of its own, so that nothing
-// overflows and what a half cannot hold is 2^-11 of a value (more of one below 2^-28 of the block's largest). Eight values
+// overflows and what a half cannot hold is 2^-11 of a value (more of one below 2^-(14 + room) of the block's largest). Eight values
 // of a chunk, in the order of unpack_pairs, are a uint4; those of every chunk lie together, so that lanes with neighbouring
 // chunks read neighbouring uint4s. Behind them are the floats that undo the blocks' powers of two, and for affine formats
 // the sums of the chunks. (For MXFP4 also in mlx_gptoss/kernels/halves.py.)

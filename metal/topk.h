@@ -88,13 +88,13 @@ METAL_FUNC void best_experts(const device float* logits, uint lane, thread int& 
   weight /= total;
 }
 
-// How many of E logits come before `expert`'s.
+// How many of E logits come before `expert`'s, in the order in which take_best takes them.
 template <int E>
 METAL_FUNC int rank_of(const device float* logits, int expert, uint lane) {
-  float own = logits[expert];
+  uint own = order_key(logits[expert]);
   int before = 0;
   for (int e = int(lane); e < E; e += 32) {
-    float other = logits[e];
+    uint other = order_key(logits[e]);
     before += other > own || (other == own && e < expert) ? 1 : 0;
   }
   return simd_sum(before);

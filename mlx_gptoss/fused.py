@@ -16,7 +16,7 @@ from mlx_gptoss.kernels.attention import FULL, parts_for
 from mlx_gptoss.kernels.attention_out import NAME as OUT
 from mlx_gptoss.kernels.backend import Backend, StockBackend
 from mlx_gptoss.kernels.draw import DRAW_KERNELS
-from mlx_gptoss.kernels.layout import HEAD_DIM, MAX_BATCH, model_params
+from mlx_gptoss.kernels.layout import HEAD_DIM, MAX_BATCH, PICKS_PER_SIMDGROUP, model_params
 from mlx_gptoss.kernels.switchboard import Switchboard
 from mlx_gptoss.kernels.tuning import tuning_for
 from mlx_gptoss.mending import Mender
@@ -109,11 +109,12 @@ class FusedModel:
         have logit -inf. Raises InvalidRequestError and ContextOverflowError.
         """
         self._check(token_ids, caches)
-        starts = range(0, len(caches), MAX_BATCH)
+        most = max(1, min(MAX_BATCH, PICKS_PER_SIMDGROUP // self.config.experts_per_token))
+        starts = range(0, len(caches), most)
         while len(self._carried) < len(starts):
             self._carried.append(CarriedState(self.stock.rope))
         parts = [
-            self._decode(token_ids[at : at + MAX_BATCH], caches[at : at + MAX_BATCH], carried)
+            self._decode(token_ids[at : at + most], caches[at : at + most], carried)
             for at, carried in zip(starts, self._carried, strict=False)
         ]
         self._went_well()

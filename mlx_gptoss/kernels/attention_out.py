@@ -6,8 +6,8 @@ import mlx.core as mx
 
 from mlx_gptoss.kernels.attention import attention_merge_twin
 from mlx_gptoss.kernels.backend import Backend, TemplateValue
+from mlx_gptoss.kernels.halves import rows_in_halves
 from mlx_gptoss.kernels.layout import (
-    HALVES_FORMATS,
     HEAD_DIM,
     PART,
     check_array,
@@ -56,9 +56,9 @@ def attention_out(
     batch = x.shape[0]
     tile = tile_chunks(weights.format, out.columns, batch, tuning.staged_bytes)
     whole = batch == 1 and tile == out.columns // chunk_values(weights.format)
-    in_halves = tuning.out_halves if whole and tuning.halves and weights.format in HALVES_FORMATS else None
-    in_halves = in_halves and in_halves.in_halves(out.bits)
-    rows = in_halves or tuning.out.for_weights(out.quantized).for_batch(batch, fewest=2)
+    in_halves = rows_in_halves(tuning.out_halves, tuning, weights.format) if whole else None
+    steps = tuning.batch_steps(batch)
+    rows = in_halves or tuning.out.for_weights(out.quantized).for_batch(batch, fewest=2, steps=steps)
     threads = 32 * rows.simdgroups
     groups = -(-out.rows // (rows.simdgroups * rows.rows))
     template: list[tuple[str, TemplateValue]] = [

@@ -140,12 +140,13 @@ def _router(s: Shapes, device: Backend) -> Case:
 
     def packed(backend: Backend) -> Sequence[mx.array]:
         found = []
-        for each in (x, xs) if _fits_halves(s, device, s.batch) else (x,):
-            t, logits = router.router(each, norm, weight, params, packed=True, backend=backend)
-            found += [unpack_activation(t, s.hidden), logits]
+        for each in (x, xs):
+            if _fits_halves(s, device, len(each)):
+                t, logits = router.router(each, norm, weight, params, packed=True, backend=backend)
+                found += [unpack_activation(t, s.hidden), logits]
         return found
 
-    fits = _fits_halves(s, device)
+    fits = _fits_halves(s, device, 1) or _fits_halves(s, device, s.batch)
     return Case(router.NAME, run, weight.weight.nbytes, EXACT, stock, batch, packed if fits else None)
 
 
@@ -157,7 +158,7 @@ def _gather(x: mx.array, experts: Experts, picks: mx.array) -> mx.array:
     )
 
 
-def _fits_halves(s: Shapes, device: Backend, batch: int = 1) -> bool:
+def _fits_halves(s: Shapes, device: Backend, batch: int) -> bool:
     return moe.fits_halves(s.hidden, s.inner, s.top_k, tuning_for(device.family), batch)
 
 
@@ -190,21 +191,24 @@ def _moe_gate_up(s: Shapes, device: Backend) -> Case:
     def packed(backend: Backend) -> Sequence[mx.array]:
         return take(halves, logits, backend)
 
-    def all_packed(backend: Backend) -> Sequence[mx.array]:
-        return [*packed(backend), *take(all_halves, all_logits, backend)]
+    def batch_packed(backend: Backend) -> Sequence[mx.array]:
+        return take(all_halves, all_logits, backend)
 
     def stock() -> mx.array:
         return _gather(x, weights, picks)
 
     least = expert_bytes(weights, s.top_k)
-    return Case(moe.GATE_UP, run, least, EXACT, stock, batch, *_packed(s, device, packed, all_packed))
+    return Case(moe.GATE_UP, run, least, EXACT, stock, batch, *_packed(s, device, packed, batch_packed))
 
 
-def _packed(s: Shapes, device: Backend, one: Run, all_: Run) -> tuple[Run | None, Run | None]:
-    """What is compared in halves and what is timed: of one sequence, and of several where they are packed too."""
-    if not _fits_halves(s, device):
-        return None, None
-    return all_ if _fits_halves(s, device, s.batch) else one, one
+def _packed(s: Shapes, device: Backend, one: Run, several: Run) -> tuple[Run | None, Run | None]:
+    """What is compared in halves, one sequence or several or both, and what is timed, one."""
+    runs = [run for run, count in ((one, 1), (several, s.batch)) if _fits_halves(s, device, count)]
+
+    def compared(backend: Backend) -> Sequence[mx.array]:
+        return [array for run in runs for array in run(backend)]
+
+    return compared if runs else None, one if one in runs else None
 
 
 def _moe_down(s: Shapes, device: Backend) -> Case:
@@ -232,11 +236,11 @@ def _moe_down(s: Shapes, device: Backend) -> Case:
     def packed(backend: Backend) -> Sequence[mx.array]:
         return [moe.moe_down(halves, picks, shares, weights, x, backend=backend)]
 
-    def all_packed(backend: Backend) -> Sequence[mx.array]:
-        return [*packed(backend), moe.moe_down(all_halves, all_picks, all_shares, weights, xs, backend=backend)]
+    def batch_packed(backend: Backend) -> Sequence[mx.array]:
+        return [moe.moe_down(all_halves, all_picks, all_shares, weights, xs, backend=backend)]
 
     least = expert_bytes(weights, s.top_k)
-    return Case(moe.DOWN, run, least, EXACT, stock, batch, *_packed(s, device, packed, all_packed))
+    return Case(moe.DOWN, run, least, EXACT, stock, batch, *_packed(s, device, packed, batch_packed))
 
 
 def _head(s: Shapes, _backend: Backend) -> Case:

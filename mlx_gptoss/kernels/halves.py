@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mlx.core as mx
+
+from mlx_gptoss.kernels.layout import HALVES_FORMATS, Q4
+from mlx_gptoss.kernels.tuning import Rows, Tuning
 
 
 def packed_size(columns: int) -> int:
@@ -33,3 +38,11 @@ def unpack_activation(packed: mx.array, columns: int) -> mx.array:
     halves = halves.reshape(-1, 4, count, 4, 2).transpose(0, 2, 1, 4, 3).reshape(*rows, count, 32)
     down = mx.contiguous(bits[..., columns : columns + 2 * count]).view(mx.float32)
     return (halves * down[..., None]).reshape(*rows, columns)
+
+
+def rows_in_halves(rows: Rows | None, tuning: Tuning, weight_format: int) -> Rows | None:
+    """`rows` for one activation's products with a dense matrix where they are added up in halves, else None."""
+    if rows is None or not tuning.halves or weight_format not in HALVES_FORMATS:
+        return None
+    # A step of 4-bit weights holds twice as many values.
+    return dataclasses.replace(rows, unroll=max(1, rows.unroll // 2)) if weight_format == Q4 else rows

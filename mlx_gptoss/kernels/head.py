@@ -44,7 +44,8 @@ def head(
         return head_twin(x, norm, weight, params, valid=valid)
     weights = linear_arguments(weight, NAME)
     tuning = tuning or tuning_for(backend.family)
-    rows = tuning.head.for_weights(weight.quantized).for_batch(x.shape[0], steps=2 if weight.quantized else None)
+    steps = 2 if weight.quantized else tuning.batch_steps(x.shape[0])
+    rows = tuning.head.for_weights(weight.quantized).for_batch(x.shape[0], steps=steps)
     batch, columns = x.shape
     threads = 32 * rows.simdgroups
     groups = -(-weight.rows // (rows.simdgroups * rows.rows * rows.passes))

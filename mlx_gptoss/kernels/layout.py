@@ -12,12 +12,14 @@ from mlx_gptoss.weights import AFFINE_BITS, MXFP4_BITS, MXFP4_GROUP, MXFP8_BITS,
 
 HEAD_DIM = 64
 MAX_BATCH = 8
+PICKS_PER_SIMDGROUP = 32
+"""Of several sequences' experts: a lane has one."""
 SMALLEST_INPUT = 8
 PART = 68
 """Floats of one head's part of an attention: 64 sums, maximum score, denominator, 2 of padding (see attend.h)."""
 
 _FORMATS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16, "f32": 32, "mxfp8": 108}
-MXFP4 = 104
+Q4, MXFP4 = 4, 104
 HALVES_FORMATS = frozenset((4, 6, 8, 108))
 """Formats of dense matrices whose products with one activation may be added up in halves (metal/halves.h)."""
 

@@ -8,7 +8,9 @@ from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend, TemplateValue
 from mlx_gptoss.kernels.halves import pack_activation, packed_size, unpack_activation
 from mlx_gptoss.kernels.layout import (
+    MAX_BATCH,
     MXFP4,
+    PICKS_PER_SIMDGROUP,
     SMALLEST_INPUT,
     check_array,
     check_batch,
@@ -26,8 +28,6 @@ from mlx_gptoss.weights import Experts
 GATE_UP = "moe_gate_up"
 DOWN = "moe_down"
 SUMS_PER_SIMDGROUP = 32
-PICKS_PER_SIMDGROUP = 32
-"""Of several sequences: a lane has one."""
 POWERS_OF_TWO = (1, 2, 4, 8, 16)
 _ACTIVATIONS = (mx.float32, mx.float16)
 
@@ -62,11 +62,16 @@ def fits_halves(columns: int, inner: int, top_k: int, tuning: Tuning, batch: int
 
 
 def _takes_several(rows: Rows | None, columns: int, top_k: int, batch: int, ends: int) -> bool:
-    """Whether `rows` are whole blocks of a simdgroup, of which each lane has a pick and ends up to `ends` results."""
-    if rows is None or 32 * rows.unroll < columns // chunk_values(MXFP4):
+    """Whether `rows` are whole blocks of a simdgroup, each lane of which has a pick and ends up to `ends` results (2:
+    pairs of rows) of any batch."""
+    if rows is None or rows.share > 1 or rows.rows not in POWERS_OF_TWO:
         return False
-    results = batch * rows.passes * rows.rows
-    return results <= ends * SUMS_PER_SIMDGROUP and batch * top_k <= PICKS_PER_SIMDGROUP and rows.share == 1
+    if 32 * rows.unroll < columns // chunk_values(MXFP4):
+        return False
+    results = rows.passes * rows.rows
+    if results % ends or results > SUMS_PER_SIMDGROUP:
+        return False
+    return MAX_BATCH * results <= ends * SUMS_PER_SIMDGROUP and batch * top_k <= PICKS_PER_SIMDGROUP
 
 
 def takes_halves(gate_up: Experts, down: Experts, top_k: int, tuning: Tuning, batch: int = 1) -> bool:
@@ -250,7 +255,7 @@ def moe_down(
         raise KernelError("several sequences have at most 32 picks", got=f"{batch} x {top_k}", where=DOWN)
     if batch * rows.rows > SUMS_PER_SIMDGROUP:
         raise KernelError("a simdgroup writes at most 32 sums", got=f"{batch} x {rows}", where=DOWN)
-    if rows.rows not in POWERS_OF_TWO or -(-top_k // rows.share) * rows.rows > SUMS_PER_SIMDGROUP:
+    if rows.rows not in POWERS_OF_TWO or (not several and -(-top_k // rows.share) * rows.rows > SUMS_PER_SIMDGROUP):
         raise KernelError(
             "a simdgroup takes 1, 2, 4, 8 or 16 rows of at most 32 / rows picks", got=str(rows), where=DOWN
         )

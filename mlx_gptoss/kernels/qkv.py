@@ -6,8 +6,8 @@ import mlx.core as mx
 
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend, TemplateValue
+from mlx_gptoss.kernels.halves import rows_in_halves
 from mlx_gptoss.kernels.layout import (
-    HALVES_FORMATS,
     HEAD_DIM,
     check_array,
     check_batch,
@@ -52,10 +52,9 @@ def qkv_rope(
     batch, columns = x.shape
     tile = tile_chunks(weights.format, columns, batch, tuning.staged_bytes)
     whole = batch == 1 and tile == columns // chunk_values(weights.format)
-    in_halves = tuning.qkv_halves if whole and tuning.halves and weights.format in HALVES_FORMATS else None
-    in_halves = in_halves and in_halves.in_halves(qkv.bits)
+    in_halves = rows_in_halves(tuning.qkv_halves, tuning, weights.format) if whole else None
     alone = in_halves or (tuning.qkv_alone if whole and not qkv.quantized else None)
-    rows = alone or tuning.qkv.for_weights(qkv.quantized).for_batch(batch)
+    rows = alone or tuning.qkv.for_weights(qkv.quantized).for_batch(batch, steps=tuning.batch_steps(batch))
     stagers = rows.stagers if whole else 0
     if rows.rows % 2:
         raise KernelError("a simdgroup takes pairs of rows", got=str(rows), where=NAME)

@@ -47,7 +47,7 @@ def router(
         return router_twin(x, norm, weight, params, dtype=dtype, packed=packed)
     arguments = linear_arguments(weight, NAME)
     tuning = tuning or tuning_for(backend.family)
-    rows, batch, columns = tuning.router.for_batch(x.shape[0], steps=2), x.shape[0], x.shape[1]
+    rows, batch, columns = tuning.router.for_batch(x.shape[0]), x.shape[0], x.shape[1]
     threads = 32 * rows.simdgroups
     groups = -(-weight.rows // (rows.simdgroups * rows.rows))
     t, logits = backend.launch(

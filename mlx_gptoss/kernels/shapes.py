@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlx_gptoss.config import ModelConfig
+from mlx_gptoss.kernels.layout import PICKS_PER_SIMDGROUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,4 +43,5 @@ class Shapes:
             eps=config.rms_norm_eps,
             limit=config.swiglu_limit,
             alpha=config.swiglu_alpha,
+            batch=max(1, min(3, PICKS_PER_SIMDGROUP // config.experts_per_token)),
         )

@@ -40,17 +40,12 @@ class Rows:
         rows = min(self.rows, 2) if self.passes == 1 else self.rows
         return dataclasses.replace(self, rows=rows, unroll=max(1, self.unroll // 2))
 
-    def in_halves(self, bits: int) -> Rows:
-        """For products of dense weights in halves: a step of 4-bit weights holds twice as many values."""
-        return dataclasses.replace(self, unroll=max(1, self.unroll // 2)) if bits == 4 else self
-
-    def for_batch(self, batch: int, *, fewest: int = 1, steps: int | None = None) -> Rows:
+    def for_batch(self, batch: int, *, fewest: int = 1, steps: int = 2) -> Rows:
         """For several sequences: more rows share a staged activation (`fewest` of a kernel that takes one alone), and
-        fewer steps are in flight (at most `steps`; None: two, and of more than four sequences one)."""
+        `steps` at most are in flight."""
         if batch == 1:
             return self
         rows = max(self.rows, 4) if self.rows > 1 else fewest
-        steps = steps or (2 if batch <= 4 else 1)
         return dataclasses.replace(self, rows=rows, unroll=min(self.unroll, steps))
 
 
@@ -77,7 +72,8 @@ class Tuning:
     whole (None: as for several). `halves`: activations come to the expert kernels as packed halves, and products with
     MXFP4 weights are added up in halves (halves.h), for one sequence with `gate_up_alone` and `down_alone`, for several
     with `gate_up_several` and `down_several` (None: in floats); with `qkv_halves` and `out_halves` one sequence's
-    products with 4- and 8-bit weights are, in those projections (None: in floats). `truncated_draws`: top-k, top-p and
+    products with 4-, 6- and 8-bit weights are, in those projections (None: in floats). `many_steps`: steps in flight in
+    the dense kernels of more than four sequences. `truncated_draws`: top-k, top-p and
     min-p run on the kernels too, not on MLX's sort.
     """
 
@@ -98,9 +94,14 @@ class Tuning:
     sliding: Attention = field(default_factory=lambda: Attention(8, 4))
     merge_in_out: int = 1
     halves: bool = False
+    many_steps: int = 2
     truncated_draws: bool = True
     top_chunk: int = 2048
     staged_bytes: int = 24576
+
+    def batch_steps(self, batch: int) -> int:
+        """Steps in flight in the dense kernels of several sequences."""
+        return 2 if batch <= 4 else self.many_steps
 
     def having(self, **fields: Any) -> Tuning:
         """The same but for some fields, by name."""
@@ -137,6 +138,7 @@ TUNINGS: Mapping[str, Tuning] = {
         full=Attention(12, 4, split_keys=64, max_parts=16),
         sliding=Attention(16, 4),
         halves=True,
+        many_steps=1,
         truncated_draws=False,
         staged_bytes=47_104,
     ),

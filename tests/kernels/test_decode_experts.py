@@ -273,6 +273,43 @@ def test_not_a_number_stays_with_its_sequence() -> None:
     assert bool(mx.isnan(y[1]).all())
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_logits_that_are_no_numbers_stay_with_their_sequence(packed: bool) -> None:
+    """What has no order gets one, so that every expert that a later sequence chose is someone's."""
+    rng = np.random.default_rng(15)
+    gate_up, t = experts(rng, 6, 64, 64), floats(rng, 3, 64)
+    logits = floats(rng, 3, 6)
+    logits[0] = mx.nan
+    t = pack_activation(t) if packed else permute_activation(t)
+    h, picks, shares = moe_gate_up(t, logits, gate_up, PARAMS, top_k=2, backend=BenchBackend(), tuning=SEVERAL)
+    want, chosen, _ = moe_gate_up_twin(t[1:], logits[1:], gate_up, PARAMS, top_k=2)
+    assert np.array_equal(table(picks, 3, 2)[1:], table(chosen, 2, 2))
+    assert bool(mx.isfinite(shares[2:6]).all())
+    if packed:
+        close(unpack_activation(h[2:], 32), unpack_activation(want, 32), HALVES)
+    else:
+        close(h[1:], want)
+
+
+@pytest.mark.parametrize(
+    ("gate_up_rows", "down_rows"),
+    [
+        (Rows(3, 2, 1, passes=2), Rows(1, 2, 1)),
+        (Rows(1, 2, 1, passes=5), Rows(1, 2, 1)),
+        (Rows(2, 2, 1, passes=8), Rows(1, 2, 1)),  # more results than lanes of eight sequences
+        (Rows(2, 2, 1, passes=2), Rows(8, 2, 1)),
+        (Rows(2, 2, 1, passes=2), Rows(1, 2, 1, share=2)),
+        (None, Rows(1, 2, 1)),
+    ],
+)
+def test_rows_that_do_not_serve_every_batch_serve_none(gate_up_rows: Rows | None, down_rows: Rows | None) -> None:
+    rng = np.random.default_rng(16)
+    gate_up, down = experts(rng, 3, 64, 64), experts(rng, 3, 33, 32)
+    tuning = SEVERAL.having(gate_up_several=gate_up_rows, down_several=down_rows)
+    assert takes_halves(gate_up, down, 2, SEVERAL, 2)
+    assert not any(takes_halves(gate_up, down, 2, tuning, batch) for batch in range(1, 9))
+
+
 def test_more_picks_than_lanes_are_refused() -> None:
     rng = np.random.default_rng(14)
     down, x = experts(rng, 9, 33, 32), mx.zeros((7, 33))

@@ -131,6 +131,21 @@ def test_ten_sequences_go_in_two_groups() -> None:
     assert backend.launches.count("attention_sliding") == 10
 
 
+def test_a_group_has_at_most_as_many_picks_as_a_simdgroup_has_lanes() -> None:
+    config = small(num_layers=1, num_experts=16, experts_per_token=12)
+    weights = random_weights(config, seed=6, dtype=mx.float32)
+    model, stock = fused(config, weights, mx.float32), GptOssModel(config, weights, mx.float32)
+    steps = []
+    for each in (model, stock):
+        caches = [each.make_cache() for _ in range(5)]
+        for row, cache in enumerate(caches):
+            each.prefill([[row, *PROMPT[:3]]], cache)
+        steps.append(np.array(each.decode(mx.arange(5), caches)))
+    finite = np.isfinite(steps[1])
+    assert np.array_equal(np.isfinite(steps[0]), finite)
+    assert np.abs(steps[0][finite] - steps[1][finite]).max() < 1e-3 * np.abs(steps[1][finite]).max()
+
+
 def test_each_group_carries_its_own_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be foreseen of a step's positions comes from the host once, also where two groups take turns."""
     config = small(num_layers=2)

@@ -66,6 +66,22 @@ def test_what_is_done_in_halves_is_checked(kernel: str, monkeypatch: pytest.Monk
         assert "disagrees with its twin" in report.reason
 
 
+@pytest.mark.parametrize(("kernel", "outputs"), [("router", 2), ("moe_gate_up", 3), ("moe_down", 1)])
+@pytest.mark.parametrize(
+    ("without", "forms"),
+    [(set(), [1, 3]), ({"gate_up_alone"}, [3]), ({"down_several"}, [1]), ({"down_alone", "gate_up_several"}, [])],
+)
+def test_packed_steps_of_one_and_of_several_are_each_compared(
+    kernel: str, outputs: int, without: set[str], forms: list[int]
+) -> None:
+    backend = BenchBackend()
+    with on_trial(backend.family, HALVES_TUNING.having(**dict.fromkeys(without))):
+        packed = build_case(kernel, SMALL, backend).packed
+        assert (packed is not None) == bool(forms)
+        if packed is not None:
+            assert len(packed(backend)) == outputs * len(forms)
+
+
 @pytest.mark.parametrize("text", ["prefill_moe_down", "prefill_moe_down.together"])
 def test_every_text_of_a_kernel_is_part_of_its_key(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     backend = FaultyBackend("none")
