@@ -17,12 +17,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_gptoss.bench.spec import BenchSpec
 from mlx_gptoss.bench.subject import load_ours, random_ids
+from mlx_gptoss.kernels.backends import cuda_available
 from mlx_gptoss.plan.footprint import Precisions
 
 _HASH = re.compile(r"_[0-9a-f]{12}$")
@@ -98,6 +100,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prefill", type=int, default=0, help="trace a prompt of this length, not decode steps")
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args(arguments)
+    if not cuda_available() or find_spec("torch") is None:
+        print("a timeline needs an NVIDIA GPU, and PyTorch for its profiler", file=sys.stderr)
+        return 1
     precision = options.precision
     spec = BenchSpec(
         random=options.random, layers=options.layers, precisions=Precisions(precision, precision, precision)

@@ -45,8 +45,7 @@ template <typename B, int FORMAT, int K, int I, int E, int TOPK, int ROWS, int S
   int sequence = pick / TOPK;
   float limit = params[1];
   float alpha = params[2];
-  // No h is larger than that (see moe_gate_up.halves.metal); all blocks have its power of two.
-  uint exponent = halves_exponent(metal::max(limit, 0.28f / alpha) * (limit + 1.0f));
+  uint exponent = inner_exponent(limit, alpha);
   // One simdgroup finds the expert and, a bit each, the sequences that chose it, and which picks those are.
   if (simdgroup == 0) {
     int place = pick % TOPK;

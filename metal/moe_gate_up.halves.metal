@@ -88,8 +88,7 @@ template <typename B, int FORMAT, int K, int I, int E, int TOPK, int ROWS, int S
   }
   result += float(own);
   float y = swiglu(result, simd_shuffle_xor(result, ushort(PAIRED)), limit, alpha);
-  // No h is larger than that (a gate times its sigmoid is not below -0.279 / alpha); all blocks have its power of two.
-  uint exponent = halves_exponent(metal::max(limit, 0.28f / alpha) * (limit + 1.0f));
+  uint exponent = inner_exponent(limit, alpha);
   device half* out = h + place * (8 * INNER);
   int unit = row / 2;
   if (writes) {

@@ -50,6 +50,12 @@ METAL_FUNC float halves_down(int format, uint exponent) {
   return as_type<float>((exponent - halves_room(format)) << 23);
 }
 
+// The exponent of every block of h = swiglu(gate, linear), in whatever order it is written: a gate times its sigmoid is not
+// below -0.279 / alpha, so no h is larger than this.
+METAL_FUNC uint inner_exponent(float limit, float alpha) {
+  return halves_exponent(metal::max(limit, 0.28f / alpha) * (limit + 1.0f));
+}
+
 METAL_FUNC uint two_halves(float x, float y) {
   return as_type<uint>(half2(float2(x, y)));
 }

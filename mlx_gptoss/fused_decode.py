@@ -18,6 +18,7 @@ from mlx_gptoss.cache import FullLayerCache, LayerCache, SlidingLayerCache
 from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.kernels import attention, attention_out, head, moe, qkv, router
 from mlx_gptoss.kernels.attention import attention_full, attention_merge, attention_sliding, merge_counts
+from mlx_gptoss.kernels.expert_rows import fits_halves
 from mlx_gptoss.kernels.layout import HEAD_DIM
 from mlx_gptoss.kernels.switchboard import Switchboard
 from mlx_gptoss.kernels.tuning import Tuning, tuning_for
@@ -151,7 +152,7 @@ class DecodeGraph:
         return self._down(h, picks, shares, weights.down, x, backend=backend)
 
     def _takes_halves(self, weights: LayerWeights, batch: int) -> bool:
-        """See `moe.takes_halves`. What the tuning says is kept for as long as it is the same."""
+        """See `takes_halves`. What the tuning says is kept for as long as it is the same."""
         tuning, config = tuning_for(self.board.backend.family), self.config
         if weights.gate_up.blocks is None or weights.down.blocks is None or config.swiglu_limit > LARGEST_LIMIT:
             return False
@@ -160,7 +161,7 @@ class DecodeGraph:
         known = self._halves[1]
         if batch not in known:
             sizes = config.hidden_size, config.intermediate_size, config.experts_per_token
-            known[batch] = moe.fits_halves(*sizes, tuning, batch)
+            known[batch] = fits_halves(*sizes, tuning, batch)
         return known[batch]
 
     def _full(

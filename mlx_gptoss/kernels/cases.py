@@ -20,6 +20,7 @@ from mlx_gptoss.kernels.backend import Backend
 from mlx_gptoss.kernels.case_data import expert_bytes, experts, linear, normal, packed_linears, params_of
 from mlx_gptoss.kernels.draw_twin import draw_parts_twin, draw_twin
 from mlx_gptoss.kernels.draws import Draws
+from mlx_gptoss.kernels.expert_rows import fits_halves
 from mlx_gptoss.kernels.halves import pack_activation, unpack_activation
 from mlx_gptoss.kernels.layout import HEAD_DIM, PART, padded
 from mlx_gptoss.kernels.prefill_tuning import prefill_tuning_for
@@ -159,7 +160,7 @@ def _gather(x: mx.array, experts: Experts, picks: mx.array) -> mx.array:
 
 
 def _fits_halves(s: Shapes, device: Backend, batch: int) -> bool:
-    return moe.fits_halves(s.hidden, s.inner, s.top_k, tuning_for(device.family), batch)
+    return fits_halves(s.hidden, s.inner, s.top_k, tuning_for(device.family), batch)
 
 
 def _decode_experts(s: Shapes) -> tuple[int, mx.array, mx.array]:

@@ -6,15 +6,13 @@ import mlx.core as mx
 
 from mlx_gptoss.errors import KernelError
 from mlx_gptoss.kernels.backend import Backend, TemplateValue
+from mlx_gptoss.kernels.expert_rows import POWERS_OF_TWO, SUMS_PER_SIMDGROUP, ExpertWork, down_form, gate_up_form
 from mlx_gptoss.kernels.halves import pack_activation, packed_size, unpack_activation
 from mlx_gptoss.kernels.layout import (
-    MAX_BATCH,
-    MXFP4,
     PICKS_PER_SIMDGROUP,
     SMALLEST_INPUT,
     check_array,
     check_batch,
-    chunk_values,
     expert_arguments,
     padded,
     permute_activation,
@@ -22,88 +20,12 @@ from mlx_gptoss.kernels.layout import (
     unpermute_activation,
 )
 from mlx_gptoss.kernels.source import load_kernel
-from mlx_gptoss.kernels.tuning import Rows, Tuning, tuning_for
+from mlx_gptoss.kernels.tuning import Tuning, tuning_for
 from mlx_gptoss.weights import Experts
 
 GATE_UP = "moe_gate_up"
 DOWN = "moe_down"
-SUMS_PER_SIMDGROUP = 32
-POWERS_OF_TWO = (1, 2, 4, 8, 16)
 _ACTIVATIONS = (mx.float32, mx.float16)
-
-
-def _staged(
-    rows: Rows | None, weight_format: int, columns: int, activations: int, packed: bool, room: int
-) -> Rows | None:
-    """`rows` where `activations` of `columns` floats, or of packed halves, fit in `room` bytes of threadgroup memory, a
-    row of the weight is one block of a simdgroup, and no simdgroup is left without an activation; else None."""
-    if rows is None or rows.share > activations:
-        return None
-    if activations * (2 * packed_size(columns) if packed else 4 * columns) > room:
-        return None
-    return rows if 32 * rows.unroll >= columns // chunk_values(weight_format) else None
-
-
-def fits_halves(columns: int, inner: int, top_k: int, tuning: Tuning, batch: int = 1) -> bool:
-    """Whether, with this tuning, experts [2 inner, columns] and [N, inner] take the activations of `batch` sequences
-    packed."""
-    if not tuning.halves:
-        return False
-    if batch > 1:
-        gate_up, down = tuning.gate_up_several, tuning.down_several
-        return _takes_several(gate_up, columns, top_k, batch, 2) and _takes_several(down, inner, top_k, batch, 1)
-    room, down = tuning.staged_bytes, tuning.down_alone
-    return (
-        _staged(tuning.gate_up_alone, MXFP4, columns, 1, True, room) is not None
-        and _staged(down, MXFP4, inner, top_k, True, room) is not None
-        and down is not None
-        and down.share == 1
-    )
-
-
-def _takes_several(rows: Rows | None, columns: int, top_k: int, batch: int, ends: int) -> bool:
-    """Whether `rows` are whole blocks of a simdgroup, each lane of which has a pick and ends up to `ends` results (2:
-    pairs of rows) of any batch."""
-    if rows is None or rows.share > 1 or rows.rows not in POWERS_OF_TWO:
-        return False
-    if 32 * rows.unroll < columns // chunk_values(MXFP4):
-        return False
-    results = rows.passes * rows.rows
-    if results % ends or results > SUMS_PER_SIMDGROUP:
-        return False
-    return MAX_BATCH * results <= ends * SUMS_PER_SIMDGROUP and batch * top_k <= PICKS_PER_SIMDGROUP
-
-
-def takes_halves(gate_up: Experts, down: Experts, top_k: int, tuning: Tuning, batch: int = 1) -> bool:
-    """Whether the experts of `batch` sequences are to get their activations packed (see `pack_activation`)."""
-    packed = gate_up.blocks is not None and down.blocks is not None
-    return packed and fits_halves(gate_up.columns, down.columns, top_k, tuning, batch)
-
-
-def _alone(
-    rows: Rows | None, packed: bool, weight_format: int, columns: int, count: int, tuning: Tuning, kernel: str
-) -> Rows | None:
-    """The rows for one sequence, where they serve these weights. Raises KernelError where packed ones have none."""
-    alone = _staged(rows, weight_format, columns, count, packed, tuning.staged_bytes)
-    if packed and (alone is None or weight_format != MXFP4 or not tuning.halves):
-        raise _unfit(rows, kernel)
-    return alone
-
-
-def _several(
-    rows: Rows | None, weight_format: int, columns: int, top_k: int, batch: int, ends: int, tuning: Tuning, kernel: str
-) -> Rows:
-    """The rows for several packed sequences. Raises KernelError where they do not serve these weights."""
-    fits = tuning.halves and weight_format == MXFP4 and _takes_several(rows, columns, top_k, batch, ends)
-    if rows is None or not fits:
-        raise _unfit(rows, kernel)
-    return rows
-
-
-def _unfit(rows: Rows | None, kernel: str) -> KernelError:
-    return KernelError(
-        "packed activations do not fit the tuning", expected="see `takes_halves`", got=str(rows), where=kernel
-    )
 
 
 def moe_gate_up(
@@ -142,13 +64,8 @@ def moe_gate_up(
         return moe_gate_up_twin(t, logits, gate_up, params, top_k=top_k)
     weights = expert_arguments(gate_up, columns, GATE_UP)
     tuning = tuning or tuning_for(backend.family)
-    several = packed and batch > 1
-    if several:
-        rows, alone = _several(tuning.gate_up_several, weights.format, columns, top_k, batch, 2, tuning, GATE_UP), None
-    else:
-        chosen = tuning.gate_up_alone if batch == 1 else None
-        alone = _alone(chosen, packed, weights.format, columns, 1, tuning, GATE_UP)
-        rows = alone or tuning.gate_up
+    form = gate_up_form(GATE_UP, ExpertWork(weights.format, columns, top_k, batch, packed), tuning)
+    rows = form.rows
     each = rows.passes * rows.rows
     if rows.rows not in POWERS_OF_TWO or each % 2 or each > SUMS_PER_SIMDGROUP:
         raise KernelError("a simdgroup takes pairs of rows, at most 32 in all", got=str(rows), where=GATE_UP)
@@ -167,13 +84,13 @@ def moe_gate_up(
         ("UNROLL", rows.unroll),
         ("PASSES", rows.passes),
     ]
-    if several:
+    if packed and batch > 1:
         template.append(("S", batch))
     elif not packed:
         kinds = ("A", t.dtype), ("W", weights.weight.dtype), ("Q", weights.scales.dtype)
-        template += [*kinds, ("S", batch), ("STAGED", alone is not None)]
+        template += [*kinds, ("S", batch), ("STAGED", form.staged)]
     h, picks, shares = backend.launch(
-        load_kernel(_text(GATE_UP, packed, batch)),
+        load_kernel(form.text),
         [t, padded(logits.reshape(-1)), weights.weight, weights.scales, gate_up.bias, params],
         template,
         (groups * threads, batch * top_k, 1),
@@ -182,12 +99,6 @@ def moe_gate_up(
         [t.dtype, mx.int32, mx.float32],
     )
     return h, picks, shares
-
-
-def _text(kernel: str, packed: bool, batch: int) -> str:
-    if not packed:
-        return kernel
-    return f"{kernel}.halves" if batch == 1 else f"{kernel}.batch_halves"
 
 
 def moe_gate_up_twin(
@@ -238,13 +149,8 @@ def moe_down(
         return moe_down_twin(h, picks, weights, down, x)
     arguments = expert_arguments(down, columns, DOWN)
     tuning = tuning or tuning_for(backend.family)
-    several = packed and batch > 1
-    if several:
-        rows, alone = _several(tuning.down_several, arguments.format, columns, top_k, batch, 1, tuning, DOWN), None
-    else:
-        chosen = tuning.down_alone if batch == 1 else None
-        alone = _alone(chosen, packed, arguments.format, columns, top_k, tuning, DOWN)
-        rows = alone or tuning.down
+    form = down_form(DOWN, ExpertWork(arguments.format, columns, top_k, batch, packed), tuning)
+    rows = form.rows
     if packed and rows.share > 1:
         raise KernelError("packed activations are not shared out", expected="see `takes_halves`", where=DOWN)
     if rows.simdgroups % rows.share:
@@ -255,7 +161,7 @@ def moe_down(
         raise KernelError("several sequences have at most 32 picks", got=f"{batch} x {top_k}", where=DOWN)
     if batch * rows.rows > SUMS_PER_SIMDGROUP:
         raise KernelError("a simdgroup writes at most 32 sums", got=f"{batch} x {rows}", where=DOWN)
-    if rows.rows not in POWERS_OF_TWO or (not several and -(-top_k // rows.share) * rows.rows > SUMS_PER_SIMDGROUP):
+    if rows.rows not in POWERS_OF_TWO or (batch == 1 and -(-top_k // rows.share) * rows.rows > SUMS_PER_SIMDGROUP):
         raise KernelError(
             "a simdgroup takes 1, 2, 4, 8 or 16 rows of at most 32 / rows picks", got=str(rows), where=DOWN
         )
@@ -271,13 +177,13 @@ def moe_down(
         ("SIMDGROUPS", rows.simdgroups),
         ("UNROLL", rows.unroll),
     ]
-    if several:
+    if packed and batch > 1:
         template.append(("S", batch))
     elif not packed:
         kinds = ("A", h.dtype), ("W", arguments.weight.dtype), ("Q", arguments.scales.dtype)
-        template += [*kinds, ("S", batch), ("SHARE", rows.share), ("STAGED", alone is not None)]
+        template += [*kinds, ("S", batch), ("SHARE", rows.share), ("STAGED", form.staged)]
     return backend.launch(
-        load_kernel(_text(DOWN, packed, batch)),
+        load_kernel(form.text),
         [h, picks, weights, arguments.weight, arguments.scales, down.bias, x],
         template,
         (groups * threads, 1, 1),

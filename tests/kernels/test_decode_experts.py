@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mlx_gptoss.errors import KernelError
+from mlx_gptoss.kernels.expert_rows import takes_halves
 from mlx_gptoss.kernels.halves import pack_activation, packed_size, unpack_activation
 from mlx_gptoss.kernels.layout import permute_activation, picked_weight, unpermute_activation
-from mlx_gptoss.kernels.moe import moe_down, moe_down_twin, moe_gate_up, moe_gate_up_twin, takes_halves
+from mlx_gptoss.kernels.moe import moe_down, moe_down_twin, moe_gate_up, moe_gate_up_twin
 from mlx_gptoss.kernels.top_tokens import top_tokens, top_tokens_twin
 from mlx_gptoss.kernels.tuning import Rows, Tuning
 from mlx_gptoss.weights import Experts

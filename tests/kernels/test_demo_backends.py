@@ -17,7 +17,7 @@ from mlx_gptoss.harmony.render import render
 from mlx_gptoss.harmony.vocabulary import load_vocabulary
 from mlx_gptoss.kernels.backends import backend_named
 from mlx_gptoss.kernels.draw import DRAW_KERNELS
-from mlx_gptoss.kernels.moe import takes_halves
+from mlx_gptoss.kernels.expert_rows import takes_halves
 from mlx_gptoss.kernels.source import kernel_names
 from mlx_gptoss.kernels.tuning import Rows, packaged_tuning
 from mlx_gptoss.kernels.user_tuning import on_trial

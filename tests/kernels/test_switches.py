@@ -15,7 +15,7 @@ from mlx_gptoss.config import ModelConfig
 from mlx_gptoss.errors import ConfigError, KernelError
 from mlx_gptoss.fused import FusedModel
 from mlx_gptoss.kernels.cases import CASES
-from mlx_gptoss.kernels.moe import takes_halves
+from mlx_gptoss.kernels.expert_rows import takes_halves
 from mlx_gptoss.kernels.selfcheck import self_check
 from mlx_gptoss.kernels.switchboard import Switchboard
 from mlx_gptoss.kernels.tuning import Rows, packaged_tuning
