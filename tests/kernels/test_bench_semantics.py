@@ -186,12 +186,16 @@ MOVES: dict[str, tuple[str, NDArray[np.int64]]] = {
 
 
 @pytest.mark.parametrize("name", sorted(MOVES))
-@pytest.mark.parametrize("kind", ["int", "float", "ushort", "float4"])
+@pytest.mark.parametrize("kind", ["int", "float", "ushort", "uint2", "float4"])
 def test_move(name: str, kind: str) -> None:
+    """In two simdgroups of a threadgroup, with every access looked at: none is misaligned."""
     expression, source = MOVES[name]
-    read = f"{kind} r = {expression}; y[i] = " + ("int(r.w);" if kind == "float4" else "int(r);")
-    got = run(ID + f"{kind} v = {kind}(x0[i]); {read}", [LANES.astype(np.int32) * 100], (32,), mx.int32).outputs[0]
-    assert got.tolist() == (source * 100).tolist()
+    last = {"uint2": ".y", "float4": ".w"}.get(kind, "")
+    read = f"{kind} r = {expression}; y[i] = int(r{last});"
+    x = np.arange(64, dtype=np.int32) * 100
+    text = ID + f"{kind} v = {kind}(x0[i]); {read}"
+    got = run(text, [x], (64,), mx.int32, group=(64, 1, 1), count_bytes=True).outputs[0]
+    assert got.tolist() == np.concatenate([source * 100, source * 100 + 3200]).tolist()
 
 
 def test_prefix_sums_and_votes() -> None:

@@ -30,7 +30,7 @@ struct Lane {
 
 // The same layout as the shim's msl_slots.
 struct Slots {
-  uint8_t data[32][64];
+  alignas(16) uint8_t data[32][64];
   uint8_t result[64];
   uint32_t active;
   uint32_t has_result;

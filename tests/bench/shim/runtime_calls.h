@@ -3,7 +3,7 @@
 
 // Values that the lanes of one simdgroup hand to each other at one synchronisation.
 struct msl_slots {
-  uchar data[32][64];
+  alignas(16) uchar data[32][64];  // of any vector up to 16 bytes
   uchar result[64];
   uint active;
   uint has_result;
