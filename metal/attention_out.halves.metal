@@ -1,6 +1,6 @@
 // computes     attention_out of one sequence in halves: y = x + W a + b.
 // shapes       a [1, K] f32, or with PARTS > 1 parts [K / 64, PARTS, 68] f32 of attention_full, merged here with sinks
-//              [K / 64]; weight u32 [N, K bits / 32] (8 bits, 4 bits or MXFP8), its scales and biases; bias [N]; x, y [1, N]
+//              [K / 64]; weight u32 [N, K bits / 32] (8, 6 or 4 bits or MXFP8), its scales and biases; bias [N]; x, y [1, N]
 //              f32, the residual stream.
 // grid         ceil(N / (SIMDGROUPS * ROWS)) threadgroups.
 // threadgroup  32 SIMDGROUPS threads; a, packed, in threadgroup memory.

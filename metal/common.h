@@ -32,9 +32,10 @@ METAL_FUNC float4 read4(const device bfloat16_t* x, int i) {
   return float4(low_bf16(w.x), high_bf16(w.x), low_bf16(w.y), high_bf16(w.y));
 }
 
-// The i-th 16 bytes of what is read once, as weights are: where a GPU can be told, they leave its smallest cache to what
-// is read again.
-METAL_FUNC uint4 read_once(const device uint4* x, int i) {
+// The i-th of what is read once, as weights are: where a GPU can be told, it leaves its smallest cache to what is read
+// again.
+template <typename T>
+METAL_FUNC T read_once(const device T* x, int i) {
 #ifdef DEVICE_READ_ONCE
   return device_read_once(x + i);
 #else

@@ -256,12 +256,24 @@ MSL_FN vec<half, 2> as_type<vec<half, 2>, uint>(uint u) {
   return v;
 }
 
-// Sixteen bytes past the first-level cache, in lines of 128 from memory.
+// Past the first-level cache, in lines of 128 bytes from memory.
 #define DEVICE_READ_ONCE 1
 MSL_FN uint4 device_read_once(const uint4* p) {
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+MSL_FN uint2 device_read_once(const uint2* p) {
+  uint2 v;
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+
+MSL_FN uint device_read_once(const uint* p) {
+  uint v;
+  asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
 

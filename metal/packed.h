@@ -1,10 +1,10 @@
 // Activations packed as halves, for products in halves (halves.h).
 //
 // Each block of 32 values is brought to where sums of halves have most room by a power of two of its own, so that nothing
-// overflows and what a half cannot hold is 2^-11 of a value (more of one below 2^-(14 + room) of the block's largest). Eight values
-// of a chunk, in the order of unpack_pairs, are a uint4; those of every chunk lie together, so that lanes with neighbouring
-// chunks read neighbouring uint4s. Behind them are the floats that undo the blocks' powers of two, and for affine formats
-// the sums of the chunks. (For MXFP4 also in mlx_gptoss/kernels/halves.py.)
+// overflows and what a half cannot hold is 2^-11 of a value (at worst more of one below 2^-(10 + room) of the block's largest).
+// Eight values of a chunk, in the order of unpack_pairs, are a uint4; those of every chunk lie together, so that lanes with
+// neighbouring chunks read neighbouring uint4s. Behind them are the floats that undo the blocks' powers of two, and for
+// affine formats the sums of the chunks. (For MXFP4 also in mlx_gptoss/kernels/halves.py.)
 #pragma once
 #include "chunks.h"
 
@@ -13,8 +13,13 @@ constexpr int halves_size(int blocks) {
   return 4 * blocks + (blocks + 3) / 4;
 }
 
+// Values of one activation that a lane takes at a time: of 6-bit weights twice as many where rows are whole steps of that.
+constexpr int halves_chunk(int format, int columns) {
+  return format == FORMAT_Q6 && columns % 1024 == 0 ? 32 : chunk_values(format);
+}
+
 // Whether a word's values come as halves in the order 0 4, 1 5, 2 6, 3 7; otherwise they are bytes, and come as 0 2, 1 3,
-// or have six bits each, and a chunk's come as 0 8, 1 9 .. 7 15.
+// or have six bits each, and a chunk's come as in unpack_pairs.
 constexpr bool halves_of_nibbles(int format) {
   return format_bits(format) == 4;
 }
@@ -25,13 +30,13 @@ constexpr int halves_place(int blocks, int b, int e) {
 }
 
 // The largest of a block comes to 2^room .. 2^(room + 1): as high as a half allows for MXFP4, whose weights come times
-// 2^-14, and for the others so that the sums stay below 65504: 16 products with a weight of at most 8 (Q4), 8 with one of
-// 1.75 (MXFP8), 32 (Q6) or 128 (Q8).
+// 2^-14, and for the others so that the sums stay below 65504: 16 products with a weight of at most 8 (Q4) or 32 (Q6), 8 with
+// one of 1.75 (MXFP8) or 128 (Q8).
 constexpr uint halves_room(int format) {
-  return format == FORMAT_MXFP4 ? 14 : format == FORMAT_MXFP8 ? 11 : format == FORMAT_Q4 ? 7 : format == FORMAT_Q6 ? 6 : 4;
+  return format == FORMAT_MXFP4 ? 14 : format == FORMAT_MXFP8 ? 11 : format == FORMAT_Q4 ? 7 : format == FORMAT_Q6 ? 5 : 4;
 }
 
-// What affine weights are counted from, in steps.
+// What affine weights are counted from, in steps of their scale.
 constexpr float halves_centre(int format) {
   return format == FORMAT_Q8 ? 128.0f : format == FORMAT_Q6 ? 32.0f : format == FORMAT_Q4 ? 8.0f : 0.0f;
 }

@@ -1,5 +1,5 @@
 // computes     qkv_rope of one sequence in halves: q, k, v = rope(W rms_norm(x) + b).
-// shapes       x [1, K] f32; norm [K]; weight u32 [(HEADS + 2 KV_HEADS) * 64, K bits / 32] (8 bits, 4 bits or MXFP8), its
+// shapes       x [1, K] f32; norm [K]; weight u32 [(HEADS + 2 KV_HEADS) * 64, K bits / 32] (8, 6 or 4 bits or MXFP8), its
 //              scales and biases; bias one a row; rope [1, 64] f32, 32 cosines then 32 sines; params f32 [8], params[0] =
 //              eps; q [1, HEADS, 64] f32; k, v [1, KV_HEADS, 64] in the cache's dtype.
 // grid         ceil((HEADS + 2 KV_HEADS) * 32 / (SIMDGROUPS * ROWS / 2)) threadgroups.

@@ -56,7 +56,7 @@ def attention_out(
     batch = x.shape[0]
     tile = tile_chunks(weights.format, out.columns, batch, tuning.staged_bytes)
     whole = batch == 1 and tile == out.columns // chunk_values(weights.format)
-    in_halves = rows_in_halves(tuning.out_halves, tuning, weights.format) if whole else None
+    in_halves = rows_in_halves(tuning.out_halves, tuning, weights, out.columns) if whole else None
     steps = tuning.batch_steps(batch)
     rows = in_halves or tuning.out.for_weights(out.quantized).for_batch(batch, fewest=2, steps=steps)
     threads = 32 * rows.simdgroups

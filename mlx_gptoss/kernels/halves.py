@@ -6,7 +6,7 @@ import dataclasses
 
 import mlx.core as mx
 
-from mlx_gptoss.kernels.layout import HALVES_FORMATS, Q4
+from mlx_gptoss.kernels.layout import AFFINE_FORMATS, HALVES_FORMATS, Q6, WeightArguments, chunk_values
 from mlx_gptoss.kernels.tuning import Rows, Tuning
 
 
@@ -40,9 +40,18 @@ def unpack_activation(packed: mx.array, columns: int) -> mx.array:
     return (halves * down[..., None]).reshape(*rows, columns)
 
 
-def rows_in_halves(rows: Rows | None, tuning: Tuning, weight_format: int) -> Rows | None:
-    """`rows` for one activation's products with a dense matrix where they are added up in halves, else None."""
-    if rows is None or not tuning.halves or weight_format not in HALVES_FORMATS:
+def halves_chunk(weight_format: int, columns: int) -> int:
+    """Values of a dense matrix's row that a lane takes at a time in halves (packed.h)."""
+    return 32 if weight_format == Q6 and columns % 1024 == 0 else chunk_values(weight_format)
+
+
+def rows_in_halves(rows: Rows | None, tuning: Tuning, weights: WeightArguments, columns: int) -> Rows | None:
+    """`rows`, which are for steps of 16 values a lane, for one activation's products with a dense matrix where they are
+    added up in halves, else None."""
+    if rows is None or not tuning.halves or weights.format not in HALVES_FORMATS:
         return None
-    # A step of 4-bit weights holds twice as many values.
-    return dataclasses.replace(rows, unroll=max(1, rows.unroll // 2)) if weight_format == Q4 else rows
+    # Lanes hold the scales of affine formats in pairs (held_scales.h).
+    affine = weights.format in AFFINE_FORMATS
+    if affine and (weights.scales.itemsize != 2 or weights.group not in (32, 64, 128)):
+        return None
+    return dataclasses.replace(rows, unroll=max(1, rows.unroll * 16 // halves_chunk(weights.format, columns)))

@@ -19,8 +19,9 @@ PART = 68
 """Floats of one head's part of an attention: 64 sums, maximum score, denominator, 2 of padding (see attend.h)."""
 
 _FORMATS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16, "f32": 32, "mxfp8": 108}
-Q4, MXFP4 = 4, 104
-HALVES_FORMATS = frozenset((4, 6, 8, 108))
+Q4, Q6, Q8, MXFP4, MXFP8 = 4, 6, 8, 104, 108
+AFFINE_FORMATS = frozenset((Q4, Q6, Q8))
+HALVES_FORMATS = AFFINE_FORMATS | {MXFP8}
 """Formats of dense matrices whose products with one activation may be added up in halves (metal/halves.h)."""
 
 

@@ -52,7 +52,7 @@ def qkv_rope(
     batch, columns = x.shape
     tile = tile_chunks(weights.format, columns, batch, tuning.staged_bytes)
     whole = batch == 1 and tile == columns // chunk_values(weights.format)
-    in_halves = rows_in_halves(tuning.qkv_halves, tuning, weights.format) if whole else None
+    in_halves = rows_in_halves(tuning.qkv_halves, tuning, weights, columns) if whole else None
     alone = in_halves or (tuning.qkv_alone if whole and not qkv.quantized else None)
     rows = alone or tuning.qkv.for_weights(qkv.quantized).for_batch(batch, steps=tuning.batch_steps(batch))
     stagers = rows.stagers if whole else 0

@@ -21,9 +21,9 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Rows:
     """A matrix-vector kernel: `rows` of the weight a simdgroup takes at a time, `simdgroups` a threadgroup, `unroll`
-    16-byte steps in flight a lane and row, `share` simdgroups that split the experts of one row group (moe_down),
-    `passes` of row groups a simdgroup (head, gate_up), `stagers` simdgroups more that bring one sequence's activation
-    to threadgroup memory (qkv, where it fits whole; see apart.h)."""
+    steps of 16 bytes (of dense weights in halves: of 16 values) in flight a lane and row, `share` simdgroups that split
+    the experts of one row group (moe_down), `passes` of row groups a simdgroup (head, gate_up), `stagers` simdgroups
+    more that bring one sequence's activation to threadgroup memory (qkv, where it fits whole; see apart.h)."""
 
     rows: int
     simdgroups: int
@@ -72,8 +72,8 @@ class Tuning:
     whole (None: as for several). `halves`: activations come to the expert kernels as packed halves, and products with
     MXFP4 weights are added up in halves (halves.h), for one sequence with `gate_up_alone` and `down_alone`, for several
     with `gate_up_several` and `down_several` (None: in floats); with `qkv_halves` and `out_halves` one sequence's
-    products with 4-, 6- and 8-bit weights are, in those projections (None: in floats). `many_steps`: steps in flight in
-    the dense kernels of more than four sequences. `truncated_draws`: top-k, top-p and
+    products with 4-, 6- and 8-bit weights are, in those projections (None, or scales of 32 bits: in floats).
+    `many_steps`: steps in flight in the dense kernels of more than four sequences. `truncated_draws`: top-k, top-p and
     min-p run on the kernels too, not on MLX's sort.
     """
 

@@ -24,7 +24,7 @@ from tests.bench.backend import BenchBackend
 from tests.bench.executor import Schedule
 from tests.kernels.decode_data import HALVES, PARAMS, TOLERANCE, close, floats, linear
 
-IN_HALVES = Tuning(out_halves=Rows(2, 3, 2), halves=True)
+IN_HALVES = Tuning(out_halves=Rows(2, 3, 4), halves=True)
 FORMATS: tuple[LinearFormat, ...] = ("f32", "bf16", "mxfp8", "q8", "q6", "q4")
 
 
@@ -101,6 +101,7 @@ def test_qkv_rope_without_a_pause(fmt: LinearFormat, columns: int, batch: int, r
         (2880, Rows(2, 4, 6, stagers=1)),
         (2880, Rows(4, 4, 2)),  # none beside those that multiply
         (2880, Rows(2, 3, 4, stagers=4)),
+        (3072, Rows(2, 4, 4, stagers=2)),  # whole steps, 6-bit ones twice as large, two of them in flight
     ],
 )
 def test_qkv_whose_activation_others_bring(fmt: LinearFormat, halves: bool, columns: int, rows: Rows) -> None:
@@ -114,18 +115,39 @@ def test_qkv_whose_activation_others_bring(fmt: LinearFormat, halves: bool, colu
         close(g, w, HALVES if halves else TOLERANCE)
 
 
+@pytest.mark.parametrize("fmt", ["q8", "q6", "q4"])
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+# A step that few lanes have; a last step of most; more than 32 groups; whole steps, 6-bit ones twice as large.
+@pytest.mark.parametrize("columns", [128, 896, 2432, 3072])
+def test_halves_of_every_group_and_scale(fmt: LinearFormat, group: int, dtype: mx.Dtype, columns: int) -> None:
+    """Lanes hold scales of 16 bits (others go in floats); each row and group has its own, no other's would do."""
+    rng = np.random.default_rng(columns + group)
+    weight = linear(rng, 9, columns, fmt, group)
+    assert weight.scales is not None
+    assert weight.biases is not None
+    spread = mx.array(2.0 ** rng.integers(-2, 3, weight.scales.shape))
+    weight = dataclasses.replace(
+        weight, scales=(weight.scales * spread).astype(dtype), biases=(weight.biases * spread).astype(dtype)
+    )
+    a, x = floats(rng, 1, columns), floats(rng, 1, 9)
+    got = attention_out(a, weight, x, backend=BenchBackend(), tuning=IN_HALVES)
+    close(got, attention_out_twin(a, weight, x), TOLERANCE if dtype == mx.float32 else HALVES)
+
+
 @pytest.mark.parametrize("power", [-30, 0, 30])
+@pytest.mark.parametrize("columns", [256, 1024])
 @pytest.mark.parametrize("fmt", ["q8", "mxfp8", "q6", "q4"])
-def test_halves_of_dense_weights_neither_overflow_nor_vanish(fmt: LinearFormat, power: int) -> None:
+def test_halves_of_dense_weights_neither_overflow_nor_vanish(fmt: LinearFormat, columns: int, power: int) -> None:
     """The largest weights against the largest activations, all of one sign, and one activation far above the others."""
     rng = np.random.default_rng(power + 40)
-    weight = linear(rng, 64, 256, fmt)
+    weight = linear(rng, 64, columns, fmt)
     words = np.array(weight.weight)
     words[:8] = 0 if fmt != "mxfp8" else 0x7E7E7E7E
     words[8:16] = 0xFFFFFFFF if fmt != "mxfp8" else 0xFEFEFEFE
     weight = dataclasses.replace(weight, weight=mx.array(words))
-    a = np.full((1, 256), 1.999 * 2.0**power, np.float32)
-    a[0, 64:] = rng.standard_normal(192) * 2.0**power
+    a = np.full((1, columns), np.nextafter(np.float32(2), np.float32(0)) * 2.0**power, np.float32)
+    a[0, 64:] = rng.standard_normal(columns - 64) * 2.0**power
     a[0, 130] *= 1000.0
     for activations in (a, -a):
         got = attention_out(mx.array(activations), weight, mx.zeros((1, 64)), backend=BenchBackend(), tuning=IN_HALVES)

@@ -87,8 +87,9 @@ def test_every_text_loads_and_is_small(name: str) -> None:
     kernel = load_kernel(name)
     assert kernel.name == name.partition(".")[0]
     assert kernel.name in kernel_names()
-    # MLX puts the text together anew for every call outside a compiled step: about 1 us a kilobyte.
-    assert len(kernel.header) + len(kernel.source) < 20_000
+    # MLX puts a Metal text together anew for every call outside a compiled step: about 1 us a kilobyte. Those in halves
+    # are for NVIDIA's GPUs, where a call takes the compiled kernel.
+    assert len(kernel.header) + len(kernel.source) < (25_000 if "halves" in name else 20_000)
     assert "//" not in kernel.header + kernel.source
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import pytest
 
 from mlx_gptoss.kernels.halves import rows_in_halves
-from mlx_gptoss.kernels.layout import HALVES_FORMATS, MXFP4, Q4
+from mlx_gptoss.kernels.layout import MXFP4, MXFP8, Q4, Q6, Q8, WeightArguments
 from mlx_gptoss.kernels.tuning import Rows, Tuning, packaged_tuning
 
 
@@ -33,12 +34,27 @@ def test_only_an_h100_has_fewer_steps_for_more_than_four() -> None:
     assert [packaged_tuning("m4-max").batch_steps(batch) for batch in (2, 4, 5, 8)] == [2, 2, 2, 2]
 
 
-def test_dense_rows_in_halves() -> None:
-    rows, tuning = Rows(1, 12, 4), Tuning(halves=True)
-    for weight_format in HALVES_FORMATS - {Q4}:
-        assert rows_in_halves(rows, tuning, weight_format) == rows
-    assert rows_in_halves(rows, tuning, Q4) == Rows(1, 12, 2)
-    assert rows_in_halves(Rows(1, 12, 1), tuning, Q4) == Rows(1, 12, 1)
-    assert rows_in_halves(rows, tuning, MXFP4) is None
-    assert rows_in_halves(rows, Tuning(), Q4) is None
-    assert rows_in_halves(None, tuning, Q4) is None
+def weights_of(weight_format: int, *, group: int = 64, scales: mx.Dtype = mx.bfloat16) -> WeightArguments:
+    array = mx.zeros((8,), dtype=scales)
+    return WeightArguments(array, array, array, weight_format, group)
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "columns", "unroll"),
+    [(Q8, 2880, 4), (MXFP8, 4096, 4), (Q4, 2880, 2), (Q4, 4096, 2), (Q6, 2880, 4), (Q6, 4096, 2)],
+)
+def test_dense_rows_in_halves(weight_format: int, columns: int, unroll: int) -> None:
+    """As many values in flight, whether a lane takes 16 or 32 at a time; at least one step."""
+    weights = weights_of(weight_format, scales=mx.uint8 if weight_format == MXFP8 else mx.bfloat16)
+    tuning = Tuning(halves=True)
+    assert rows_in_halves(Rows(1, 12, 4), tuning, weights, columns) == Rows(1, 12, unroll)
+    assert rows_in_halves(Rows(1, 12, 1), tuning, weights, columns) == Rows(1, 12, 1)
+
+
+def test_dense_rows_that_do_not_go_in_halves() -> None:
+    rows, tuning, q6 = Rows(1, 12, 4), Tuning(halves=True), weights_of(Q6)
+    assert rows_in_halves(rows, tuning, weights_of(MXFP4), 2880) is None
+    assert rows_in_halves(rows, Tuning(), q6, 2880) is None
+    assert rows_in_halves(None, tuning, q6, 2880) is None
+    assert rows_in_halves(rows, tuning, weights_of(Q6, scales=mx.float32), 2880) is None
+    assert rows_in_halves(rows, tuning, weights_of(Q6, group=96), 2880) is None
