@@ -159,7 +159,7 @@ def can_dequantise(kind: int) -> bool:
     _, size = block_size(kind) or (1, 1)
     try:
         dequantize(np.zeros((1, size), np.uint8), GGMLQuantizationType(kind))
-    except (NotImplementedError, ValueError, KeyError):
+    except (NotImplementedError, ValueError, KeyError):  # what the package raises for types that it does not know
         return False
     return True
 

@@ -19,10 +19,11 @@ EXIT_UNHEALTHY = 1
 
 @click.command()
 @click.argument("model", required=False)
+@click.option("-m", "--model", "named", default=None, help="MODEL, as other commands name theirs.")
 @click.option("--backend", type=click.Choice(["auto", "stock", "metal", "cuda"]), default="auto", show_default=True)
 @click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Check only this kernel; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, to paste into a report.")
-def doctor(model: str | None, backend: str, kernels: tuple[str, ...], as_json: bool) -> None:
+def doctor(model: str | None, named: str | None, backend: str, kernels: tuple[str, ...], as_json: bool) -> None:
     """Check this machine, every kernel on it, and MODEL's folder when one is named.
 
     Each kernel is compiled, compared with plain MLX and timed, in a process of its own. Exits with 1 when a kernel is
@@ -31,6 +32,9 @@ def doctor(model: str | None, backend: str, kernels: tuple[str, ...], as_json: b
     from mlx_gptoss.doctor import diagnose
     from mlx_gptoss.names import as_folder, looks_like_path, resolve_model
 
+    if model is not None and named is not None:
+        raise click.UsageError(f"name one model, not both {model!r} and {named!r}")
+    model = model or named
     folder = None
     if model is not None:  # a folder is taken as it is, so that a damaged one can be looked at too
         folder = as_folder(model) if looks_like_path(model) else resolve_model(model)

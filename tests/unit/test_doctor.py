@@ -110,6 +110,16 @@ def test_a_damaged_folder_is_named_not_raised(tmp_path: Path, damage: str) -> No
     assert str(folder) in data["model"]["problem"]
 
 
+def test_a_model_may_be_named_either_way_but_once(model: Path) -> None:
+    said = [
+        CliRunner().invoke(command, [*named, "--backend", "stock", "--json"])
+        for named in ([str(model)], ["-m", str(model)], [str(model), "-m", "demo"])
+    ]
+    assert [result.exit_code for result in said] == [0, 0, 2]
+    assert json.loads(said[0].output)["model"] == json.loads(said[1].output)["model"]
+    assert "name one model" in said[2].output
+
+
 def test_a_back_end_this_machine_lacks_is_refused() -> None:
     result = CliRunner().invoke(command, ["--backend", "metal"])
     assert isinstance(result.exception, KernelError)
